@@ -80,9 +80,7 @@ class QuantizedMatrix:
             raise ValueError(f"codes are {self.codes.dtype}{self.codes.shape}, wanted uint8 (rows, blocks, bytes)")
         for name, values in (("scales", self.scales), ("minima", self.minima)):
             if values is not None and (values.dtype != np.float16 or values.shape != self.codes.shape[:2]):
-                raise ValueError(
-                    f"{name} are {values.dtype}{values.shape}, wanted float16{self.codes.shape[:2]}"
-                )
+                raise ValueError(f"{name} are {values.dtype}{values.shape}, wanted float16{self.codes.shape[:2]}")
 
     @property
     def group(self) -> int:

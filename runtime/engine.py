@@ -5,7 +5,7 @@ An engine knows token ids, KV slots and logits. It knows no text, no chat, no po
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -88,7 +88,7 @@ class Engine(Protocol):
         """
         ...
 
-    def decode(self, sampler: Sampler, limit: int, *, surprisal: bool = False) -> Iterator[Token]:
+    def decode(self, sampler: Sampler, limit: int, *, surprisal: bool = False) -> Generator[Token, None, None]:
         """Sample up to `limit` tokens; stops early only when the slots run out.
 
         Every token but the last one yielded has been consumed when the iterator ends or is closed.
@@ -103,12 +103,18 @@ class Engine(Protocol):
         """Forget all slots from `length` on; the logits are those of the last extend no more."""
         ...
 
-    def state(self) -> KVState: ...
+    def state(self) -> KVState:
+        """A copy of the slots in use and of the logits."""
+        ...
 
     def restore(self, state: KVState) -> None:
         """Take over a state of this model's dimensions; PackageError if it does not fit."""
         ...
 
-    def traffic(self) -> Traffic: ...
+    def traffic(self) -> Traffic:
+        """What the next decode step must stream, with as many slots as are in use now."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the engine's memory, not the package. Again, it does nothing; all else then raises EngineError."""
+        ...

@@ -1,4 +1,4 @@
-"""The one tree of exceptions.
+"""The one tree of exceptions, and how they show a stranger's value.
 
 EdgememError
 ├── SettingsError        a bad argument or setting
@@ -87,3 +87,9 @@ class TokenizerMismatch(FileError):
 
 class UnsafePathError(FileError):
     pass
+
+
+def shown(value: object) -> str:
+    """For messages: safe to print, and short, as values come from strangers."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
