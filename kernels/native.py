@@ -22,7 +22,7 @@ def native() -> ModuleType | None:
             stacklevel=2,
         )
         return None
-    return _native  # type: ignore[no-any-return]
+    return _native
 
 
 def cpu_features() -> dict[str, bool]:
@@ -39,7 +39,7 @@ def read_bandwidth(bytes_: int = 1 << 29, threads: int = 1, repeats: int = 10) -
     """
     module = native()
     if module is not None:
-        return bytes_ / min(module.read_sweep(bytes_, threads, repeats))
+        return bytes_ / float(min(module.read_sweep(bytes_, threads, repeats)))
     data = np.arange(1, bytes_ // 8 + 1, dtype=np.uint64)
     seconds = []
     for _ in range(repeats):

@@ -21,14 +21,18 @@ constexpr std::size_t kLine = 64;
 
 using Words = std::uint64_t;
 
+constexpr std::size_t kAheadWords = 512;  // 4 KiB: one thread reads half as much again as by the hardware's own fetching
+
 // Eight independent sums keep eight loads in flight; the compiler turns them into the widest vectors of each clone.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 __attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3")))
 #endif
 Words sum_words(const Words* data, std::size_t count) {
   Words sums[64] = {};
-  for (std::size_t i = 0; i + 64 <= count; i += 64)
+  for (std::size_t i = 0; i + 64 <= count; i += 64) {
+    for (int line = 0; line < 64; line += 8) __builtin_prefetch(data + i + kAheadWords + line);
     for (int lane = 0; lane < 64; ++lane) sums[lane] += data[i + lane];
+  }
   Words total = 0;
   for (Words sum : sums) total += sum;
   return total;

@@ -1,0 +1,153 @@
+#include "team.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace edgemem {
+namespace {
+
+inline void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+void pin_to(int processor) {
+#if defined(__linux__)
+  if (processor < 0 || processor >= CPU_SETSIZE) return;
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(processor, &one);
+  pthread_setaffinity_np(pthread_self(), sizeof one, &one);  // a wish: without it the member runs anywhere
+#else
+  (void)processor;
+#endif
+}
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kSpinsBeforeYield = 20000;  // in a barrier: about 300 microseconds
+constexpr int kSpinsBeforeSleep = 4000;   // between runs: longer than sampling takes
+constexpr double kMostWaiting = 0.15;     // a larger share of the members' time says that others need the processors
+constexpr double kMemory = 0.75;          // of the running mean, so that one interruption does not count
+constexpr int kLeastPatience = 16, kMostPatience = 1024;  // runs with fewer members before one more is tried
+
+}  // namespace
+
+Team::Team(int most_members, const std::vector<int>& processors)
+    : most_(most_members), owner_(getpid()), active_(most_members), patience_(kLeastPatience) {
+  for (int member = 1; member < most_; ++member) {
+    const std::size_t index = static_cast<std::size_t>(member);
+    const int processor = index < processors.size() ? processors[index] : -1;
+    threads_.emplace_back([this, member, processor] {
+      pin_to(processor);
+      serve(member);
+    });
+  }
+}
+
+Team::~Team() {
+  stop_.store(true);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_all();
+  }
+  for (std::thread& thread : threads_) thread.join();
+}
+
+bool Team::is_forked() const { return getpid() != owner_; }
+
+Range Team::share(int count, int member, int unit) const {
+  const long units = (count + unit - 1) / unit;
+  const int begin = static_cast<int>(units * member / active_) * unit;
+  const int end = static_cast<int>(units * (member + 1) / active_) * unit;
+  return {std::min(begin, count), std::min(end, count)};
+}
+
+void Team::run(const std::function<void(int)>& job) {
+  if (is_forked()) throw std::runtime_error("the threads of this engine stayed behind when the process forked");
+  const auto start = Clock::now();
+  if (active_ > 1) {
+    job_ = &job;
+    run_.store(((run_.load() >> 16) + 1) << 16 | static_cast<std::uint64_t>(active_));
+    // A member that is about to sleep holds the lock from its last look at run_ until it waits.
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (sleeping_ > 0) wake_.notify_all();
+  }
+  job(0);
+  barrier();
+  if (most_ > 1) adapt(std::chrono::duration<double>(Clock::now() - start).count());
+}
+
+// After a run of so many seconds.
+void Team::adapt(double seconds) {
+  const double waited = static_cast<double>(waited_ns_.exchange(0)) * 1e-9;
+  waiting_ = kMemory * waiting_ + (1 - kMemory) * waited / (seconds * active_);
+  ++runs_since_change_;
+  if (waiting_ > kMostWaiting && active_ > 1) {
+    --active_;
+    if (runs_since_change_ > 4 * patience_) patience_ = kLeastPatience;  // it had gone well for long
+    patience_ = std::min(2 * patience_, kMostPatience);
+  } else if (active_ < most_ && runs_since_change_ >= patience_) {
+    ++active_;
+  } else {
+    return;
+  }
+  waiting_ = 0;
+  runs_since_change_ = 0;
+}
+
+std::uint64_t Team::await_next(std::uint64_t seen) {
+  for (int spins = 0; spins < kSpinsBeforeSleep; ++spins) {
+    const std::uint64_t run = run_.load(std::memory_order_acquire);
+    if (run != seen || stop_.load()) return run;
+    relax();
+  }
+  std::unique_lock<std::mutex> lock(mutex_);
+  ++sleeping_;
+  wake_.wait(lock, [&] { return stop_.load() || run_.load() != seen; });
+  --sleeping_;
+  return run_.load();
+}
+
+void Team::serve(int member) {
+  for (std::uint64_t seen = 0;;) {
+    seen = await_next(seen);
+    if (stop_.load()) return;
+    if (member >= static_cast<int>(seen & 0xFFFF)) continue;  // a run with fewer members
+    (*job_)(member);
+    barrier();
+  }
+}
+
+void Team::barrier() {
+  if (active_ == 1) return;
+  const int round = round_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == active_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; spins < kSpinsBeforeYield; ++spins) {
+    if (round_.load(std::memory_order_acquire) != round) return;
+    relax();
+  }
+  const auto start = Clock::now();
+  while (round_.load(std::memory_order_acquire) == round) std::this_thread::yield();
+  waited_ns_.fetch_add(std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count());
+}
+
+}  // namespace edgemem
