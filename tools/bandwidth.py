@@ -1,0 +1,46 @@
+"""How fast this machine reads memory: the buffer of the sweep is chosen here, the sweep itself is in the kernels."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from edgemem.kernels.native import read_bandwidth
+from edgemem.runtime.errors import BudgetError
+from edgemem.runtime.machine import available_memory
+
+_CPUS = Path("/sys/devices/system/cpu")
+_TIMES_CACHE = 8  # a sweep over this many times the last-level cache hardly meets what the one before left there
+_LEAST_BYTES = 64 << 20
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def measured_bandwidth(threads: int) -> float:
+    """Bytes a second of the best of ten read-only sweeps by `threads` threads; takes a fraction of a second.
+
+    Raises BudgetError where there is no memory for the sweep.
+    """
+    buffer = min(max(_TIMES_CACHE * last_level_cache_bytes(), _LEAST_BYTES), available_memory() // 4)
+    try:
+        return read_bandwidth(buffer, threads)
+    except MemoryError as error:
+        raise BudgetError("the memory bandwidth cannot be measured", wanted=f"{buffer:,} bytes of memory") from error
+
+
+def last_level_cache_bytes(cpus: Path = _CPUS) -> int:
+    """All last-level caches that the CPUs of this process share, added up; 0 where the system does not tell."""
+    caches: dict[int, dict[str, int]] = {}  # level -> CPUs that share it -> bytes
+    for cpu in os.sched_getaffinity(0):
+        for entry in (cpus / f"cpu{cpu}" / "cache").glob("index*"):
+            try:
+                level = int((entry / "level").read_text())
+                shared = (entry / "shared_cpu_list").read_text().strip()
+                caches.setdefault(level, {})[shared] = _bytes((entry / "size").read_text().strip())
+            except (OSError, ValueError):  # a cache that the kernel only half describes counts as none
+                continue
+    return sum(caches[max(caches)].values()) if caches else 0
+
+
+def _bytes(text: str) -> int:
+    """`32768K` as the kernel writes it."""
+    return int(text[:-1]) * _UNITS[text[-1]] if text[-1:] in _UNITS else int(text)
