@@ -7,7 +7,8 @@
 namespace edgemem {
 namespace {
 
-constexpr int kHeadRows = 16;  // rows of logits at a time, where every token is scored
+constexpr int kPieceSlots = 256;  // attended to by one member
+constexpr int kHeadRows = 16;     // rows of logits at a time, where every token is scored
 
 }  // namespace
 
@@ -49,8 +50,8 @@ Decoder::Decoder(const Shape& shape, std::vector<Layer<Table>> layers, std::vect
       delta_(size(kChunk, shape.hidden)),
       up_(size(kChunk, shape.intermediate)),
       seats_(std::max(shape.heads, path.queries)),
-      outputs_(size(team_->most_members(), seats_) * static_cast<std::size_t>(value_stride_)),
-      queries_(size(team_->most_members(), seats_)) {
+      queries_(std::max(size(team_->most_members(), seats_), size(capacity / kPieceSlots + 1, shape.heads))),
+      outputs_(queries_.size() * static_cast<std::size_t>(value_stride_)) {
   for (int member = 0; member < team_->most_members(); ++member) own_.push_back(make_stream(1));
   for (const Rope& rope : ropes_) angles_.emplace_back(size(kChunk, 2 * rope.pairs()));
   gate_.values = Floats(size(kChunk, shape.intermediate));
@@ -204,41 +205,46 @@ void Decoder::project(const Layer<Packed>& layer, Stream& stream, int n, int mem
   product(layer.value, stream.normed, n, projected_values_, member);
 }
 
-// One token: the members share the slots out. Whoever has the newest block also writes the token's own slot, which no
-// other reads before the next barrier.
+// One token: heads and pieces of the slots are shared out. Where a piece begins depends on slots alone, not on the number
+// of members: so the sums round alike however many there are. Whoever has the last piece of a head also writes the
+// token's own slot of it, which no other reads before the next barrier.
 void Decoder::attend_together(int index, int member) {
   const int window = weights_.layers[static_cast<std::size_t>(index)].window, end = length_ + 1;
-  const int first = window > 0 ? std::max(0, end - window) : 0, first_block = first / 16;
-  const int blocks = (end + 15) / 16 - first_block;
-  const Range share = team_->share(blocks, member);
-  const int from = std::max(first, (first_block + share.begin) * 16), to = std::min(end, (first_block + share.end) * 16);
+  const int first = window > 0 ? std::max(0, end - window) : 0, first_piece = first / kPieceSlots;
+  const int pieces = length_ / kPieceSlots + 1 - first_piece;
   Stream& stream = own_[static_cast<std::size_t>(member)];
-  if (share.begin < share.end && share.end == blocks)
-    for (int head = 0; head < shape_.kv_heads; ++head) position_key(index, 0, head);
-  Query* queries = queries_.data() + size(member, seats_);
-  float* outputs = outputs_.data() + size(member, seats_) * static_cast<std::size_t>(value_stride_);
-  for (int head = 0; head < shape_.heads; ++head) {
-    position_query(index, 0, head, stream);
-    queries[head] = {stream.queries.data() + size(head, shape_.head_dim), from, to,
-                     outputs + size(head, value_stride_), kLowest, 0.0f};
+  for (int head = 0; head < shape_.heads; ++head) position_query(index, 0, head, stream);
+  const Range items = team_->share(pieces * shape_.kv_heads, member);
+  for (int item = items.begin; item < items.end; ++item) {
+    const int piece = item / shape_.kv_heads, kv = item % shape_.kv_heads;
+    if (piece == pieces - 1) position_key(index, 0, kv);
+    const int start = (first_piece + piece) * kPieceSlots;
+    Query* queries = queries_.data() + size(piece, shape_.heads) + kv * shape_.group();
+    for (int q = 0; q < shape_.group(); ++q) {
+      const int head = kv * shape_.group() + q;
+      float* output = outputs_.data() + size(piece * shape_.heads + head, value_stride_);
+      queries[q] = {stream.queries.data() + size(head, shape_.head_dim),
+                    std::max(first, start),
+                    std::min(end, start + kPieceSlots),
+                    output,
+                    kLowest,
+                    0.0f};
+    }
+    path_.attend(cache_.head(index, kv), queries, shape_.group(), shape_.attention_softcap);
   }
-  for (int kv = 0; kv < shape_.kv_heads && from < to; ++kv)
-    path_.attend(cache_.head(index, kv), queries + kv * shape_.group(), shape_.group(), shape_.attention_softcap);
   team_->barrier();
   for (int head = 0; head < shape_.heads; ++head)
-    merge(head, stream.attended.values.data() + size(head, shape_.head_dim));
+    merge(head, pieces, stream.attended.values.data() + size(head, shape_.head_dim));
 }
 
-// Softmax over the members' shares of the slots, for one head.
-void Decoder::merge(int head, float* out) const {
+// Softmax over all pieces of the slots, for one head.
+void Decoder::merge(int head, int pieces, float* out) const {
+  const Query* queries = queries_.data() + head;
   float top = kLowest, total = 0;
-  const int members = team_->members();
-  for (int member = 0; member < members; ++member)
-    top = std::max(top, queries_[size(member, seats_) + static_cast<std::size_t>(head)].top);
+  for (int piece = 0; piece < pieces; ++piece) top = std::max(top, queries[size(piece, shape_.heads)].top);
   std::fill_n(out, shape_.head_dim, 0.0f);
-  for (int member = 0; member < members; ++member) {
-    const Query& query = queries_[size(member, seats_) + static_cast<std::size_t>(head)];
-    if (query.begin >= query.end) continue;
+  for (int piece = 0; piece < pieces; ++piece) {
+    const Query& query = queries[size(piece, shape_.heads)];
     const float weight = std::exp(query.top - top);
     total += weight * query.total;
     for (int d = 0; d < shape_.head_dim; ++d) out[d] += weight * query.output[d];

@@ -85,7 +85,7 @@ class Decoder {
   void turn(int index, int t, float* x, const Floats& bias, const Floats& norm, int head) const;
   void attend_together(int index, int member);
   void attend_apart(int index, int n, int member);
-  void merge(int head, float* out) const;
+  void merge(int head, int pieces, float* out) const;
   void add(Stream& stream, const Floats& bias, const Floats& post_norm, Range rows);
   void normalise(Stream& stream, const Floats& norm, Range rows) const;
   void feed_forward(const Layer<Packed>& layer, Stream& stream, int n, int member);
@@ -116,9 +116,9 @@ class Decoder {
   Floats projected_queries_, projected_keys_, projected_values_, delta_, up_;
   Input8 gate_;
   Floats logits_, next_logits_, logit_rows_;
-  const int seats_;             // query heads that a member attends to at a time
-  Floats outputs_;              // (members, seats, value_stride)
-  std::vector<Query> queries_;  // (members, seats)
+  const int seats_;             // query heads that a member attends to at a time, of several tokens
+  std::vector<Query> queries_;  // (members, seats); of one token (pieces of the slots, heads)
+  Floats outputs_;              // (as many, value_stride)
 };
 
 }  // namespace edgemem

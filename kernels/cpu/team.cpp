@@ -41,9 +41,10 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kSpinsBeforeYield = 20000;  // in a barrier: about 300 microseconds
 constexpr int kSpinsBeforeSleep = 4000;   // between runs: longer than sampling takes
-constexpr double kMostWaiting = 0.15;     // a larger share of the members' time says that others need the processors
-constexpr double kMemory = 0.75;          // of the running mean, so that one interruption does not count
-constexpr int kLeastPatience = 16, kMostPatience = 1024;  // runs with fewer members before one more is tried
+constexpr double kMostWaiting = 0.15;  // a larger share of the members' time says that others need the processors
+constexpr double kMemory = 0.75;       // of the running mean, so that one interruption does not count
+constexpr double kLeastPatience = 0.5, kMostPatience = 16;  // seconds with fewer members before one more is tried
+constexpr double kTrial = 0.02;        // seconds in which that may fail at once
 
 }  // namespace
 
@@ -94,20 +95,20 @@ void Team::run(const std::function<void(int)>& job) {
 
 // After a run of so many seconds.
 void Team::adapt(double seconds) {
-  const double waited = static_cast<double>(waited_ns_.exchange(0)) * 1e-9;
-  waiting_ = kMemory * waiting_ + (1 - kMemory) * waited / (seconds * active_);
-  ++runs_since_change_;
+  const double waited = static_cast<double>(waited_ns_.exchange(0)) * 1e-9 / (seconds * active_);
+  const bool on_trial = patience_ > kLeastPatience && since_change_ < kTrial;
+  waiting_ = on_trial ? waited : kMemory * waiting_ + (1 - kMemory) * waited;
+  since_change_ += seconds;
   if (waiting_ > kMostWaiting && active_ > 1) {
     --active_;
-    if (runs_since_change_ > 4 * patience_) patience_ = kLeastPatience;  // it had gone well for long
-    patience_ = std::min(2 * patience_, kMostPatience);
-  } else if (active_ < most_ && runs_since_change_ >= patience_) {
+    // After a long calm it is as if there had been none before.
+    patience_ = since_change_ > 4 * patience_ ? 2 * kLeastPatience : std::min(2 * patience_, kMostPatience);
+  } else if (active_ < most_ && since_change_ >= patience_) {
     ++active_;
   } else {
     return;
   }
-  waiting_ = 0;
-  runs_since_change_ = 0;
+  waiting_ = since_change_ = 0;
 }
 
 std::uint64_t Team::await_next(std::uint64_t seen) {

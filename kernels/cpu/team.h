@@ -59,7 +59,7 @@ class Team {
   alignas(64) std::atomic<int> round_{0};
   std::atomic<std::int64_t> waited_ns_{0};  // by all members of a run, beyond a short wait
   double waiting_ = 0;                      // share of the members' time, a running mean
-  int runs_since_change_ = 0, patience_;    // in runs
+  double since_change_ = 0, patience_;      // seconds of runs
   std::vector<std::thread> threads_;
 };
 
