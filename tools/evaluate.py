@@ -75,7 +75,7 @@ def text_windows(path: Path, tokenizer: Tokenizer, *, tokens: int, context: int)
     except OSError as error:
         raise SettingsError("the text cannot be read", where=path, got=error.strerror) from error
     ids = tokenizer.encode(text)[:tokens]
-    start = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
+    start = tokenizer.encode_text("")
     size = context - len(start)
     windows = [np.array([*start, *ids[at : at + size]], dtype=np.int32) for at in range(0, len(ids), max(1, size))]
     windows = [window for window in windows if len(window) >= 2]
