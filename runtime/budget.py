@@ -16,7 +16,7 @@ from edgemem.runtime.package import Package
 _FLOAT, _HALF, _DOUBLE = 4, 2, 8
 _ROTARY_STEPS = 6  # float64 arrays held while cos and sin are folded: angles, shifted, two sines, two amplitudes
 _LANES = 16
-_NATIVE_CHUNK, _NATIVE_LOGIT_ROWS = 128, 16  # kChunk and kHeadRows of kernels/cpu/decoder
+_NATIVE_CHUNK, _NATIVE_HEAD_ROWS = 128, 512  # kChunk and kHeadRows of kernels/cpu/decoder
 _NATIVE_PIECE, _NATIVE_QUERY_BYTES = 256, 48  # kPieceSlots, and the size of Query
 _NATIVE_BYTES, _NATIVE_THREAD_BYTES = 8 << 20, 1 << 20
 _RUNTIME_BYTES = 48 << 20  # ONNX Runtime's own code, arenas and threads
@@ -96,6 +96,7 @@ def native_budget(
             packed += package.precision(name).bytes_for(_whole(rows), columns)
     elements = model.head_dim + _whole(model.head_dim)  # a key and a value, which lies in whole lanes
     slot = model.kv_heads * (elements + 2 * _FLOAT if kv_as_bytes else elements * _HALF)
+    logits = (2 * model.vocabulary + threads * _NATIVE_CHUNK * _NATIVE_HEAD_ROWS) * _FLOAT
     pieces = capacity // _NATIVE_PIECE + 1 + _LANES * threads  # or some lanes of queries a thread
     inputs, queries = 2 * model.hidden + model.intermediate, model.heads * model.head_dim
     # Floats of a row, and what it is quantised to: codes, and three numbers for every 32 of them, perhaps twice.
@@ -104,7 +105,7 @@ def native_budget(
         (
             ("weights, packed", packed),
             ("KV cache", (last - first) * _whole(capacity) * slot),
-            ("logits", (2 + _NATIVE_LOGIT_ROWS) * model.vocabulary * _FLOAT if has_head else 0),
+            ("logits", logits if has_head else 0),
             ("activations of a chunk", (_NATIVE_CHUNK + threads) * row),
             (
                 "attention, piece by piece",

@@ -7,8 +7,23 @@
 namespace edgemem {
 namespace {
 
-constexpr int kPieceSlots = 256;  // attended to by one member
-constexpr int kHeadRows = 16;     // rows of logits at a time, where every token is scored
+constexpr int kPieceSlots = 512;  // attended to by one member
+constexpr int kHeadTiles = 32;    // of the head at a time, where every token is scored: its logits then stay in the cache
+constexpr int kHeadRows = kHeadTiles * kTileRows;
+
+// What a member will read first after the next barrier is fetched before it: memory is not idle while members meet.
+constexpr std::size_t kEarlyBytes = 4096;
+
+void fetch_early(const void* begin, std::size_t bytes) {
+  const char* p = static_cast<const char*>(begin);
+  for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at, 0, 3);
+}
+
+// log(e**a + e**b)
+double log_add(double a, double b) {
+  const double top = std::max(a, b);
+  return top == -std::numeric_limits<double>::infinity() ? top : top + std::log1p(std::exp(std::min(a, b) - top));
+}
 
 }  // namespace
 
@@ -61,7 +76,9 @@ Decoder::Decoder(const Shape& shape, std::vector<Layer<Table>> layers, std::vect
     *row = Floats(static_cast<std::size_t>(logit_stride_));
     std::fill(row->data() + shape.vocabulary, row->data() + logit_stride_, kLowest);
   }
-  logit_rows_ = Floats(size(kHeadRows, logit_stride_));
+  logit_rows_ = Floats(size(team_->most_members(), kChunk) * kHeadRows);
+  log_sums_ = Buffer<double>(size(team_->most_members(), kChunk));
+  chosen_logits_ = Floats(kChunk);
 }
 
 Decoder::Stream Decoder::make_stream(int rows) const {
@@ -170,6 +187,7 @@ void Decoder::run_layer(int index, int n, int member) {
   const Range rows = rows_of(n, member);
   normalise(stream, layer.attention_norm, rows);
   meet(n);
+  if (n == 1) fetch_slots(index, member);
   project(layer, stream, n, member);
   team_->barrier();
   if (n == 1)
@@ -179,13 +197,18 @@ void Decoder::run_layer(int index, int n, int member) {
   quantize(stream.attended, shape_.query_rows(), rows);
   meet(n);
   product(layer.output, stream.attended, n, delta_, member);
+  fetch_weights(layer.gate, n, member, gate_unit_);
   team_->barrier();
   add(stream, layer.output_bias, layer.attention_post_norm, rows);
   normalise(stream, layer.mlp_norm, rows);
   meet(n);
   feed_forward(layer, stream, n, member);
+  fetch_weights(layer.down, n, member);
   team_->barrier();
   product(layer.down, gate_, n, delta_, member);
+  const bool is_last = index + 1 == static_cast<int>(weights_.layers.size());
+  if (!is_last) fetch_weights(weights_.layers[static_cast<std::size_t>(index) + 1].query, n, member);
+  if (is_last && shape_.has_head) fetch_weights(weights_.head, n, member);
   team_->barrier();
   add(stream, {}, layer.mlp_post_norm, rows);
 }
@@ -205,18 +228,23 @@ void Decoder::project(const Layer<Packed>& layer, Stream& stream, int n, int mem
   product(layer.value, stream.normed, n, projected_values_, member);
 }
 
+Decoder::Pieces Decoder::pieces_of(int index) const {
+  const int window = weights_.layers[static_cast<std::size_t>(index)].window;
+  const int first_slot = window > 0 ? std::max(0, length_ + 1 - window) : 0, first = first_slot / kPieceSlots;
+  return {first_slot, first, length_ / kPieceSlots + 1 - first};
+}
+
 // One token: heads and pieces of the slots are shared out. Where a piece begins depends on slots alone, not on the number
 // of members: so the sums round alike however many there are. Whoever has the last piece of a head also writes the
 // token's own slot of it, which no other reads before the next barrier.
 void Decoder::attend_together(int index, int member) {
-  const int window = weights_.layers[static_cast<std::size_t>(index)].window, end = length_ + 1;
-  const int first = window > 0 ? std::max(0, end - window) : 0, first_piece = first / kPieceSlots;
-  const int pieces = length_ / kPieceSlots + 1 - first_piece;
+  const auto [first, first_piece, pieces] = pieces_of(index);
+  const int end = length_ + 1;
   Stream& stream = own_[static_cast<std::size_t>(member)];
   for (int head = 0; head < shape_.heads; ++head) position_query(index, 0, head, stream);
   const Range items = team_->share(pieces * shape_.kv_heads, member);
   for (int item = items.begin; item < items.end; ++item) {
-    const int piece = item / shape_.kv_heads, kv = item % shape_.kv_heads;
+    const int piece = item % pieces, kv = item / pieces;
     if (piece == pieces - 1) position_key(index, 0, kv);
     const int start = (first_piece + piece) * kPieceSlots;
     Query* queries = queries_.data() + size(piece, shape_.heads) + kv * shape_.group();
@@ -232,9 +260,26 @@ void Decoder::attend_together(int index, int member) {
     }
     path_.attend(cache_.head(index, kv), queries, shape_.group(), shape_.attention_softcap);
   }
+  fetch_weights(weights_.layers[static_cast<std::size_t>(index)].output, 1, member);
   team_->barrier();
   for (int head = 0; head < shape_.heads; ++head)
     merge(head, pieces, stream.attended.values.data() + size(head, shape_.head_dim));
+}
+
+// Of the pieces that attend_together will give this member: where they begin, and what it will write.
+void Decoder::fetch_slots(int index, int member) {
+  const Pieces pieces = pieces_of(index);
+  const Range items = team_->share(pieces.count * shape_.kv_heads, member);
+  for (int item = items.begin; item < items.end; ++item) {
+    const int piece = item % pieces.count, kv = item / pieces.count;
+    if (item == items.begin || piece == 0)
+      cache_.fetch(index, kv, std::max(pieces.first_slot, (pieces.first + piece) * kPieceSlots), kEarlyBytes);
+    if (piece == pieces.count - 1) cache_.fetch(index, kv, length_, kEarlyBytes / 2);
+  }
+}
+
+void Decoder::fetch_weights(const Packed& w, int n, int member, int unit) const {
+  if (n == 1) fetch_early(w.data + static_cast<std::size_t>(team_->share(w.tiles(), member, unit).begin) * w.tile_bytes(), kEarlyBytes);
 }
 
 // Softmax over all pieces of the slots, for one head.
@@ -385,27 +430,44 @@ void Decoder::finish_last(int n, int member) {
   if (member == 0) cap_logits(next_logits_.data());
 }
 
+// Every token goes through the head, which is read once, but only the last one's logits are ever together: each member
+// takes some of the vocabulary, and of a token keeps the log of the sum of exponentials and the logit of what came next.
 void Decoder::finish_all(const Input& input, float* surprisal, int member) {
   normalise(shared_, weights_.norm, team_->share(input.n, member));
   team_->barrier();
   const Range tiles = team_->share(weights_.head.tiles(), member);
-  const Activation all = activation(shared_.normed, weights_.head);
-  for (int start = 0; start < input.n; start += kHeadRows) {
-    const int count = std::min(kHeadRows, input.n - start);
-    path_.matmul(weights_.head, all.from(start, weights_.head), count, logit_rows_.data(),
-                 static_cast<std::size_t>(logit_stride_), tiles.begin, tiles.end);
-    team_->barrier();
-    const Range rows = team_->share(count, member);
-    for (int t = rows.begin; t < rows.end; ++t) {
-      float* row = logit_rows_.data() + size(t, logit_stride_);
-      const int next = start + t + 1;
-      cap_logits(row);
-      if (next == input.n)
-        std::copy_n(row, logit_stride_, next_logits_.data());
-      else
-        surprisal[next] = path_.log_sum_exp(row, logit_stride_) - row[input.tokens[next]];
+  double* sums = log_sums_.data() + size(member, kChunk);
+  std::fill_n(sums, input.n, -std::numeric_limits<double>::infinity());
+  for (int begin = tiles.begin; begin < tiles.end; begin += kHeadTiles)
+    score(input, begin, std::min(begin + kHeadTiles, tiles.end), member, sums);
+  team_->barrier();
+  const Range rows = team_->share(input.n - 1, member);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    double sum = log_sums_[static_cast<std::size_t>(t)];
+    for (int other = 1; other < team_->members(); ++other) sum = log_add(sum, log_sums_[size(other, kChunk) + static_cast<std::size_t>(t)]);
+    surprisal[t + 1] = static_cast<float>(sum - static_cast<double>(chosen_logits_[static_cast<std::size_t>(t)]));
+  }
+}
+
+// Tiles [begin, end) of the head, at most kHeadTiles, for all tokens.
+void Decoder::score(const Input& input, int begin, int end, int member, double* sums) {
+  const int first = begin * kTileRows, whole = (end - begin) * kTileRows, rows = std::min(whole, shape_.vocabulary - first);
+  Packed part = weights_.head;
+  part.data += static_cast<std::size_t>(begin) * part.tile_bytes();
+  part.rows = rows;
+  float* logits = logit_rows_.data() + size(member, kChunk) * kHeadRows;
+  path_.matmul(part, activation(shared_.normed, part), input.n, logits, kHeadRows, 0, end - begin);
+  for (int t = 0; t < input.n; ++t) {
+    float* row = logits + size(t, kHeadRows);
+    if (shape_.logit_softcap > 0) path_.softcap(row, whole, shape_.logit_softcap);
+    std::fill(row + rows, row + whole, kLowest);
+    if (t + 1 == input.n) {
+      std::copy_n(row, whole, next_logits_.data() + first);
+      continue;
     }
-    team_->barrier();
+    sums[t] = log_add(sums[t], static_cast<double>(path_.log_sum_exp(row, whole)));
+    const int next = input.tokens[t + 1] - first;
+    if (next >= 0 && next < rows) chosen_logits_[static_cast<std::size_t>(t)] = row[next];
   }
 }
 

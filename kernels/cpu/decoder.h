@@ -83,6 +83,12 @@ class Decoder {
   void position_query(int index, int t, int head, Stream& stream);
   void position_key(int index, int t, int head);
   void turn(int index, int t, float* x, const Floats& bias, const Floats& norm, int head) const;
+  struct Pieces {  // of the slots that one token attends to
+    int first_slot, first, count;
+  };
+  Pieces pieces_of(int index) const;
+  void fetch_slots(int index, int member);
+  void fetch_weights(const Packed& w, int n, int member, int unit = 1) const;
   void attend_together(int index, int member);
   void attend_apart(int index, int n, int member);
   void merge(int head, int pieces, float* out) const;
@@ -92,6 +98,7 @@ class Decoder {
   void product(const Packed& w, Input8& input, int n, Floats& out, int member);
   void finish_last(int n, int member);
   void finish_all(const Input& input, float* surprisal, int member);
+  void score(const Input& input, int begin, int end, int member, double* sums);
   void cap_logits(float* row) const;
 
   Stream& stream_of(int n, int member) { return n == 1 ? own_[static_cast<std::size_t>(member)] : shared_; }
@@ -115,7 +122,9 @@ class Decoder {
   std::vector<Floats> angles_;  // of each rope (kChunk, 2, pairs): cosines and sines
   Floats projected_queries_, projected_keys_, projected_values_, delta_, up_;
   Input8 gate_;
-  Floats logits_, next_logits_, logit_rows_;
+  Floats logits_, next_logits_;
+  Floats logit_rows_, chosen_logits_;  // (members, kChunk, rows of some tiles), (kChunk)
+  Buffer<double> log_sums_;            // (members, kChunk)
   const int seats_;             // query heads that a member attends to at a time, of several tokens
   std::vector<Query> queries_;  // (members, seats); of one token (pieces of the slots, heads)
   Floats outputs_;              // (as many, value_stride)

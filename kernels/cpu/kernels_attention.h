@@ -37,12 +37,11 @@ inline F masked(F scores, int from, int to) {
   return scores;
 }
 
-// The scores of one block become weights; the query's running top, total and output follow.
-inline void weigh(Query& query, F scores, int lanes, float* weights) {
-  const float top = Lanes::max_of(scores);
-  if (top > query.top) {
-    const float shrink = std::exp(query.top - top);
-    query.total *= shrink;
+// The scores of one block become weights; the query's running top and output follow, and lane by lane its total.
+inline void weigh(Query& query, F scores, int lanes, float* weights, F& totals) {
+  if (Lanes::any_above(scores, query.top)) {
+    const float top = Lanes::max_of(scores), shrink = std::exp(query.top - top);
+    totals = Lanes::mul(totals, Lanes::all(shrink));
     for (int l = 0; l < lanes; ++l) {
       float* output = query.output + l * 16;
       Lanes::store(output, Lanes::mul(Lanes::load(output), Lanes::all(shrink)));
@@ -50,7 +49,7 @@ inline void weigh(Query& query, F scores, int lanes, float* weights) {
     query.top = top;
   }
   const F raised = exponential(Lanes::add(scores, Lanes::all(-query.top)));
-  query.total += Lanes::sum(raised);
+  totals = Lanes::add(totals, raised);
   Lanes::store(weights, raised);
 }
 
@@ -80,31 +79,45 @@ void block_scores(const KvHead& kv, int block, const float* vectors, F* scores) 
   }
 }
 
-// output += weights * values over slots [from, to) of the block.
+// output += weights * values over slots [from, to) of the block, for `kWide` registers' dimensions at a time.
+template <typename Kv, int Q, int kWide>
+void add_columns(const KvHead& kv, const typename Kv::Item* values, int from, int to, int first,
+                 const float (*weights)[16], Query* queries) {
+  F sums[kWide][Q];
+  for (int wide = 0; wide < kWide; ++wide)
+    for (int q = 0; q < Q; ++q) sums[wide][q] = Lanes::load(queries[q].output + first + wide * 16);
+  for (int slot = from; slot < to; ++slot) {
+    const typename Kv::Item* row = values + size(slot, kv.value_stride) + first;
+    for (int wide = 0; wide < kWide; ++wide) {
+      const F value = Kv::load(row + wide * 16);
+      for (int q = 0; q < Q; ++q) sums[wide][q] = Lanes::fma(value, Lanes::all(weights[q][slot]), sums[wide][q]);
+    }
+  }
+  for (int wide = 0; wide < kWide; ++wide)
+    for (int q = 0; q < Q; ++q) Lanes::store(queries[q].output + first + wide * 16, sums[wide][q]);
+}
+
 template <typename Kv, int Q>
 void add_values(const KvHead& kv, int block, int from, int to, const float (*weights)[16], Query* queries) {
-  using Item = typename Kv::Item;
-  const Item* values = static_cast<const Item*>(kv.values) + size(block * 16, kv.value_stride);
-  for (int l = 0; l < kv.value_stride; l += 16) {
-    F sums[Q];
-    for (int q = 0; q < Q; ++q) sums[q] = Lanes::load(queries[q].output + l);
-    for (int slot = from; slot < to; ++slot) {
-      const F value = Kv::load(values + size(slot, kv.value_stride) + l);
-      for (int q = 0; q < Q; ++q) sums[q] = Lanes::fma(value, Lanes::all(weights[q][slot]), sums[q]);
-    }
-    for (int q = 0; q < Q; ++q) Lanes::store(queries[q].output + l, sums[q]);
-  }
+  constexpr int kWide = Q <= 4 ? 2 : 1;  // few queries: or the processor would wait for one addition after another
+  const typename Kv::Item* values = static_cast<const typename Kv::Item*>(kv.values) + size(block * 16, kv.value_stride);
+  int first = 0;
+  for (; first + kWide * 16 <= kv.value_stride; first += kWide * 16)
+    add_columns<Kv, Q, kWide>(kv, values, from, to, first, weights, queries);
+  for (; first < kv.value_stride; first += 16)
+    add_columns<Kv, Q, 1>(kv, values, from, to, first, weights, queries);
 }
 
 template <typename Kv, int Q>
 void attend_some(const KvHead& kv, Query* queries, float cap) {
   alignas(64) float vectors[kMostHeadDim * Q];  // dimension by dimension, so that one pointer serves all queries
   alignas(64) float weights[Q][16];
+  F totals[Q];
   int begin = queries[0].begin, end = queries[0].end;
   for (int q = 0; q < Q; ++q) {
     for (int d = 0; d < kv.head_dim; ++d) vectors[d * Q + q] = queries[q].vector[d];
     queries[q].top = kLowest;
-    queries[q].total = 0;
+    totals[q] = Lanes::zero();
     for (int l = 0; l < kv.value_stride; l += 16) Lanes::store(queries[q].output + l, Lanes::zero());
     begin = least(begin, queries[q].begin);
     end = most(end, queries[q].end);
@@ -120,7 +133,7 @@ void attend_some(const KvHead& kv, Query* queries, float cap) {
         continue;
       }
       const F score = cap > 0 ? softcapped(scores[q], cap) : scores[q];
-      weigh(queries[q], masked(score, from, to), kv.value_stride / 16, weights[q]);
+      weigh(queries[q], masked(score, from, to), kv.value_stride / 16, weights[q], totals[q]);
       if (kv.value_scales) {
         const F scale = Lanes::load(kv.value_scales + start);
         Lanes::store(weights[q], Lanes::mul(Lanes::load(weights[q]), scale));
@@ -128,6 +141,7 @@ void attend_some(const KvHead& kv, Query* queries, float cap) {
     }
     add_values<Kv, Q>(kv, block, most(begin - start, 0), least(end - start, 16), weights, queries);
   }
+  for (int q = 0; q < Q; ++q) queries[q].total = Lanes::sum(totals[q]);
 }
 
 template <int Q>

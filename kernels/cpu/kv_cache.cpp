@@ -69,8 +69,8 @@ KvCache::KvCache(int layers, int kv_heads, int head_dim, int capacity, bool as_b
     key_scales_ = Floats(slots);
     value_scales_ = Floats(slots);
   } else {
-    key_halves_ = Buffer<std::uint16_t>(keys);
-    value_halves_ = Buffer<std::uint16_t>(values);
+    key_halves_ = Buffer<std::uint16_t>(keys, true);
+    value_halves_ = Buffer<std::uint16_t>(values, true);
   }
 }
 
@@ -81,6 +81,21 @@ KvHead KvCache::head(int layer, int head) const {
     return {key_bytes_.data() + key,    value_bytes_.data() + value, key_scales_.data() + scale,
             value_scales_.data() + scale, head_dim_,                   stride_};
   return {key_halves_.data() + key, value_halves_.data() + value, nullptr, nullptr, head_dim_, stride_};
+}
+
+void KvCache::fetch(int layer, int head, int slot, std::size_t bytes) const {
+  const int item = item_of(layer, head), first = slot / 16 * 16;
+  const std::size_t key = key_place(item, first), value = value_place(item, first);
+  const auto fetch_both = [bytes](const char* keys, const char* values) {
+    for (std::size_t at = 0; at < bytes; at += 64) {
+      __builtin_prefetch(keys + at, 1);
+      __builtin_prefetch(values + at, 1);
+    }
+  };
+  if (as_bytes_)
+    fetch_both(reinterpret_cast<const char*>(key_bytes_.data() + key), reinterpret_cast<const char*>(value_bytes_.data() + value));
+  else
+    fetch_both(reinterpret_cast<const char*>(key_halves_.data() + key), reinterpret_cast<const char*>(value_halves_.data() + value));
 }
 
 void KvCache::write_key(const Path& path, int layer, int head, int slot, const float* key) {

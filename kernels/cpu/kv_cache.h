@@ -23,6 +23,9 @@ class KvCache {
   void write_key(const Path& path, int layer, int head, int slot, const float* key);
   void write_value(const Path& path, int layer, int head, int slot, const float* value);
 
+  // Has the processor fetch keys and values from this slot's block on; so many bytes of each.
+  void fetch(int layer, int head, int slot, std::size_t bytes) const;
+
   // Slots, strictly rising, to 0..count-1, keys turned to their new positions. ropes: of each layer.
   void keep(const Path& path, const std::int64_t* slots, int count, const std::vector<const Rope*>& ropes, Team& team);
 

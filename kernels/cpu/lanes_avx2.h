@@ -80,6 +80,7 @@ struct Lanes {
     q = _mm_max_ps(q, _mm_movehl_ps(q, q));
     return _mm_cvtss_f32(_mm_max_ss(q, _mm_shuffle_ps(q, q, 1)));
   }
+  static bool any_above(F x, float y) { return max_of(x) > y; }
   static I all_int(std::int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
   static F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
   static std::int32_t store_int8(std::int8_t* p, F x) {

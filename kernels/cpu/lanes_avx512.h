@@ -42,6 +42,7 @@ struct Lanes {
   static F scale2(F a, F power) { return _mm512_scalef_ps(a, power); }
   static float sum(F a) { return _mm512_reduce_add_ps(a); }
   static float max_of(F a) { return _mm512_reduce_max_ps(a); }
+  static bool any_above(F a, float b) { return _mm512_cmp_ps_mask(a, all(b), _CMP_GT_OQ) != 0; }
   static I all_int(std::int32_t x) { return _mm512_set1_epi32(x); }
   static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
   // Rounded lanes to int8; gives their sum.

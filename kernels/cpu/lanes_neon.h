@@ -85,6 +85,7 @@ struct Lanes {
   static float max_of(const F& a) {
     return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3])));
   }
+  static bool any_above(const F& a, float b) { return max_of(a) > b; }
   static I all_int(std::int32_t x) { return {{vdupq_n_s32(x), vdupq_n_s32(x), vdupq_n_s32(x), vdupq_n_s32(x)}}; }
   static F to_float(const I& a) {
     return map([&](int i) { return vcvtq_f32_s32(a.v[i]); });

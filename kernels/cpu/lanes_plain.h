@@ -85,6 +85,7 @@ struct Lanes {
     for (float x : a.v) best = x > best ? x : best;
     return best;
   }
+  static bool any_above(const F& a, float b) { return max_of(a) > b; }
   static I all_int(std::int32_t x) {
     I out;
     for (std::int32_t& lane : out.v) lane = x;

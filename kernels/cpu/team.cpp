@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <stdexcept>
 
 #if defined(__linux__)
@@ -25,15 +26,23 @@ inline void relax() {
 #endif
 }
 
-void pin_to(int processor) {
+void pin(std::thread& thread, int processor) {
 #if defined(__linux__)
   if (processor < 0 || processor >= CPU_SETSIZE) return;
   cpu_set_t one;
   CPU_ZERO(&one);
   CPU_SET(processor, &one);
-  pthread_setaffinity_np(pthread_self(), sizeof one, &one);  // a wish: without it the member runs anywhere
+  pthread_setaffinity_np(thread.native_handle(), sizeof one, &one);  // a wish: without it the member runs anywhere
 #else
-  (void)processor;
+  (void)thread, (void)processor;
+#endif
+}
+
+int own_processor() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
 #endif
 }
 
@@ -41,23 +50,16 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kSpinsBeforeYield = 20000;  // in a barrier: about 300 microseconds
 constexpr int kSpinsBeforeSleep = 4000;   // between runs: longer than sampling takes
-constexpr double kMostWaiting = 0.15;  // a larger share of the members' time says that others need the processors
-constexpr double kMemory = 0.75;       // of the running mean, so that one interruption does not count
-constexpr double kLeastPatience = 0.5, kMostPatience = 16;  // seconds with fewer members before one more is tried
-constexpr double kTrial = 0.02;        // seconds in which that may fail at once
+// A larger share of the members' time says that fewer members, who need not wait, would be faster.
+constexpr double kMostWaiting = 0.25;
+constexpr double kMemory = 0.1;  // seconds of the past that the mean of it looks back to: one interruption does not count
+constexpr double kLeastPatience = 0.5, kMostPatience = 4;  // seconds with fewer members before one more is tried
 
 }  // namespace
 
 Team::Team(int most_members, const std::vector<int>& processors)
-    : most_(most_members), owner_(getpid()), active_(most_members), patience_(kLeastPatience) {
-  for (int member = 1; member < most_; ++member) {
-    const std::size_t index = static_cast<std::size_t>(member);
-    const int processor = index < processors.size() ? processors[index] : -1;
-    threads_.emplace_back([this, member, processor] {
-      pin_to(processor);
-      serve(member);
-    });
-  }
+    : most_(most_members), owner_(getpid()), processors_(processors), active_(most_members), patience_(kLeastPatience) {
+  for (int member = 1; member < most_; ++member) threads_.emplace_back([this, member] { serve(member); });
 }
 
 Team::~Team() {
@@ -82,6 +84,7 @@ void Team::run(const std::function<void(int)>& job) {
   if (is_forked()) throw std::runtime_error("the threads of this engine stayed behind when the process forked");
   const auto start = Clock::now();
   if (active_ > 1) {
+    make_room();
     job_ = &job;
     run_.store(((run_.load() >> 16) + 1) << 16 | static_cast<std::uint64_t>(active_));
     // A member that is about to sleep holds the lock from its last look at run_ until it waits.
@@ -93,11 +96,25 @@ void Team::run(const std::function<void(int)>& job) {
   if (most_ > 1) adapt(std::chrono::duration<double>(Clock::now() - start).count());
 }
 
+// The caller runs where the system puts it, and the others keep out of its way: two that share a processor would wait for
+// each other at every barrier.
+void Team::make_room() {
+  const int here = own_processor();
+  if (here == caller_) return;
+  caller_ = here;
+  const bool listed = std::find(processors_.begin(), processors_.end(), here) != processors_.end();
+  std::size_t next = listed ? 0 : 1;
+  for (std::thread& thread : threads_) {
+    if (next < processors_.size() && processors_[next] == here) ++next;
+    if (next < processors_.size()) pin(thread, processors_[next++]);
+  }
+}
+
 // After a run of so many seconds.
 void Team::adapt(double seconds) {
   const double waited = static_cast<double>(waited_ns_.exchange(0)) * 1e-9 / (seconds * active_);
-  const bool on_trial = patience_ > kLeastPatience && since_change_ < kTrial;
-  waiting_ = on_trial ? waited : kMemory * waiting_ + (1 - kMemory) * waited;
+  const double past = std::exp(-seconds / kMemory);
+  waiting_ = past * waiting_ + (1 - past) * waited;
   since_change_ += seconds;
   if (waiting_ > kMostWaiting && active_ > 1) {
     --active_;

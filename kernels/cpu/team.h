@@ -22,7 +22,7 @@ struct Range {
 // are made with fewer, and with all again when it is calm. Jobs must not throw. One run at a time.
 class Team {
  public:
-  // Members 1.. are pinned to the processors of these numbers, one each, where the list is long enough.
+  // Members 1.. are pinned to processors of these numbers, one each and none to the caller's, where there are enough.
   Team(int most_members, const std::vector<int>& processors);
   ~Team();
   Team(const Team&) = delete;
@@ -44,10 +44,13 @@ class Team {
  private:
   void serve(int member);
   std::uint64_t await_next(std::uint64_t seen);
+  void make_room();
   void adapt(double seconds);
 
   const int most_;
   const pid_t owner_;
+  const std::vector<int> processors_;
+  int caller_ = -2;  // where it last ran
   int active_;
   const std::function<void(int)>* job_ = nullptr;
   std::mutex mutex_;
