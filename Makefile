@@ -52,12 +52,12 @@ bench-memory: .venv/installed-dev
 # The native module under AddressSanitizer and UndefinedBehaviorSanitizer: its tests, and its fuzz target for longer.
 SANITIZED := build/sanitize
 SANITIZERS := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
-  UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=tests EDGEMEM_NATIVE_BUILD=$$(ls $(SANITIZED)/_native*.so)
+  UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=tests:tests/fuzz EDGEMEM_NATIVE_BUILD=$$(ls $(SANITIZED)/_native*.so)
 native-sanitize: .venv/installed-dev
 	PATH=$(CURDIR)/$(BIN):$$PATH cmake -S . -B $(SANITIZED) -G Ninja -DEDGEMEM_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	PATH=$(CURDIR)/$(BIN):$$PATH cmake --build $(SANITIZED)
 	$(SANITIZERS) $(BIN)/pytest -p sanitized_native tests/test_native_kernels.py tests/test_native_sampler.py \
-	  tests/test_native_engine.py tests/test_engines.py tests/fuzz -k "not onnx and not fork and not taken and not transformers"
+	  tests/test_native_engine.py tests/test_native.py tests/test_engines.py tests/fuzz -k "not onnx and not fork and not taken and not transformers"
 	$(SANITIZERS) $(BIN)/python -c "import sanitized_native, runpy, sys; sys.argv = ['fuzz', '20000']; \
 	  runpy.run_path('tests/fuzz/fuzz_native.py', run_name='__main__')"
 
@@ -73,7 +73,7 @@ native-arm:
 # Static tools do not follow the editable install's import hook.
 links:
 	@mkdir -p .links/edgemem
-	@for name in kernels runtime compiler tools; do ln -sfn ../../$$name .links/edgemem/$$name; done
+	@for name in kernels runtime profiles compiler tools; do ln -sfn ../../$$name .links/edgemem/$$name; done
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

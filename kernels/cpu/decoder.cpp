@@ -19,12 +19,6 @@ void fetch_early(const void* begin, std::size_t bytes) {
   for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at, 0, 3);
 }
 
-// log(e**a + e**b)
-double log_add(double a, double b) {
-  const double top = std::max(a, b);
-  return top == -std::numeric_limits<double>::infinity() ? top : top + std::log1p(std::exp(std::min(a, b) - top));
-}
-
 }  // namespace
 
 // ---- what it is made of ---------------------------------------------------------------------------------------------
@@ -53,6 +47,7 @@ Decoder::Decoder(const Shape& shape, std::vector<Layer<Table>> layers, std::vect
       cache_(static_cast<int>(weights_.layers.size()), shape.kv_heads, shape.head_dim, capacity, kv_as_bytes),
       value_stride_(round_up(shape.head_dim, 16)),
       logit_stride_(round_up(shape.vocabulary, 16)),
+      head_blocks_((shape.vocabulary + kHeadRows - 1) / kHeadRows),
       gate_unit_([this] {
         int unit = 1;  // a group is quantised by the member that computed it
         for (const Layer<Packed>& layer : weights_.layers) unit = std::max(unit, layer.down.group / kTileRows);
@@ -77,7 +72,7 @@ Decoder::Decoder(const Shape& shape, std::vector<Layer<Table>> layers, std::vect
     std::fill(row->data() + shape.vocabulary, row->data() + logit_stride_, kLowest);
   }
   logit_rows_ = Floats(size(team_->most_members(), kChunk) * kHeadRows);
-  log_sums_ = Buffer<double>(size(team_->most_members(), kChunk));
+  log_sums_ = Floats(size(kChunk, head_blocks_));
   chosen_logits_ = Floats(kChunk);
 }
 
@@ -430,27 +425,28 @@ void Decoder::finish_last(int n, int member) {
   if (member == 0) cap_logits(next_logits_.data());
 }
 
-// Every token goes through the head, which is read once, but only the last one's logits are ever together: each member
-// takes some of the vocabulary, and of a token keeps the log of the sum of exponentials and the logit of what came next.
+// Every token goes through the head, which is read once, but only the last one's logits are ever together: of the others
+// a block of the vocabulary leaves the log of its sum of exponentials, and the logit of the token that came next. The
+// blocks lie alike for any number of members, so that the sums round alike.
 void Decoder::finish_all(const Input& input, float* surprisal, int member) {
   normalise(shared_, weights_.norm, team_->share(input.n, member));
   team_->barrier();
-  const Range tiles = team_->share(weights_.head.tiles(), member);
-  double* sums = log_sums_.data() + size(member, kChunk);
-  std::fill_n(sums, input.n, -std::numeric_limits<double>::infinity());
+  const Range tiles = team_->share(weights_.head.tiles(), member, kHeadTiles);
   for (int begin = tiles.begin; begin < tiles.end; begin += kHeadTiles)
-    score(input, begin, std::min(begin + kHeadTiles, tiles.end), member, sums);
+    score(input, begin, std::min(begin + kHeadTiles, tiles.end), member);
   team_->barrier();
   const Range rows = team_->share(input.n - 1, member);
   for (int t = rows.begin; t < rows.end; ++t) {
-    double sum = log_sums_[static_cast<std::size_t>(t)];
-    for (int other = 1; other < team_->members(); ++other) sum = log_add(sum, log_sums_[size(other, kChunk) + static_cast<std::size_t>(t)]);
-    surprisal[t + 1] = static_cast<float>(sum - static_cast<double>(chosen_logits_[static_cast<std::size_t>(t)]));
+    const float* blocks = log_sums_.data() + size(t, head_blocks_);
+    const double top = static_cast<double>(*std::max_element(blocks, blocks + head_blocks_));
+    double total = 0;
+    for (int block = 0; block < head_blocks_; ++block) total += std::exp(static_cast<double>(blocks[block]) - top);
+    surprisal[t + 1] = static_cast<float>(top + std::log(total) - static_cast<double>(chosen_logits_[static_cast<std::size_t>(t)]));
   }
 }
 
-// Tiles [begin, end) of the head, at most kHeadTiles, for all tokens.
-void Decoder::score(const Input& input, int begin, int end, int member, double* sums) {
+// Tiles [begin, end) of the head, a block, for all tokens.
+void Decoder::score(const Input& input, int begin, int end, int member) {
   const int first = begin * kTileRows, whole = (end - begin) * kTileRows, rows = std::min(whole, shape_.vocabulary - first);
   Packed part = weights_.head;
   part.data += static_cast<std::size_t>(begin) * part.tile_bytes();
@@ -465,7 +461,7 @@ void Decoder::score(const Input& input, int begin, int end, int member, double* 
       std::copy_n(row, whole, next_logits_.data() + first);
       continue;
     }
-    sums[t] = log_add(sums[t], static_cast<double>(path_.log_sum_exp(row, whole)));
+    log_sums_[size(t, head_blocks_) + static_cast<std::size_t>(begin / kHeadTiles)] = path_.log_sum_exp(row, whole);
     const int next = input.tokens[t + 1] - first;
     if (next >= 0 && next < rows) chosen_logits_[static_cast<std::size_t>(t)] = row[next];
   }

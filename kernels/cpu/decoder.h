@@ -98,7 +98,7 @@ class Decoder {
   void product(const Packed& w, Input8& input, int n, Floats& out, int member);
   void finish_last(int n, int member);
   void finish_all(const Input& input, float* surprisal, int member);
-  void score(const Input& input, int begin, int end, int member, double* sums);
+  void score(const Input& input, int begin, int end, int member);
   void cap_logits(float* row) const;
 
   Stream& stream_of(int n, int member) { return n == 1 ? own_[static_cast<std::size_t>(member)] : shared_; }
@@ -113,7 +113,7 @@ class Decoder {
   OwnedTeam team_;
   const Weights weights_;
   KvCache cache_;
-  const int value_stride_, logit_stride_, gate_unit_;
+  const int value_stride_, logit_stride_, head_blocks_, gate_unit_;
   int length_ = 0;
   bool has_logits_ = false;
 
@@ -124,7 +124,7 @@ class Decoder {
   Input8 gate_;
   Floats logits_, next_logits_;
   Floats logit_rows_, chosen_logits_;  // (members, kChunk, rows of some tiles), (kChunk)
-  Buffer<double> log_sums_;            // (members, kChunk)
+  Floats log_sums_;                    // (kChunk, head_blocks_)
   const int seats_;             // query heads that a member attends to at a time, of several tokens
   std::vector<Query> queries_;  // (members, seats); of one token (pieces of the slots, heads)
   Floats outputs_;              // (as many, value_stride)
