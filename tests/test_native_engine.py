@@ -19,6 +19,7 @@ from tiny_models import FAMILIES, VOCABULARY, hf_logits, tiny_folder, tiny_hf_mo
 from edgemem.compiler.build import CompileOptions, compile_model
 from edgemem.compiler.reference import ReferenceDecoder
 from edgemem.kernels.native import native
+from edgemem.kernels.rotary import move_keys
 from edgemem.runtime.budget import native_budget
 from edgemem.runtime.errors import BudgetError, EngineError, PackageError, SettingsError
 from edgemem.runtime.native_engine import NativeEngine
@@ -180,6 +181,27 @@ def test_a_cache_of_bytes_is_near_one_of_halves_and_comes_back_bit_for_bit(rich:
         small.restore(halves.state())
     with pytest.raises(SettingsError, match=r"int3(.|\n)*int8"):
         NativeEngine(rich, kv="int3")
+
+
+@pytest.mark.parametrize("kv", ["fp16", "int8"])
+@pytest.mark.parametrize("path", PATHS)
+def test_kept_keys_are_those_of_the_numpy_rotation_on_every_path(rich: Package, path: str, kv: str) -> None:
+    engine = NativeEngine(rich, threads=2, kv=kv, path=path)
+    engine.extend(some_tokens(230))
+    before = engine.state()
+    kept = np.sort(np.random.default_rng(3).choice(230, 170, replace=False)).astype(np.int64)
+    kept[:9] = np.arange(9)
+    engine.keep(kept)
+    after = engine.state()
+    np.testing.assert_array_equal(after.values, before.values[:, :, kept])
+    for layer, index in enumerate(rich.model.layer_ropes):
+        frequencies = rich.model.ropes[index].inverse_frequencies
+        keys = before.keys[layer][:, kept].astype(np.float32)
+        wanted = move_keys(keys, np.arange(170) - kept, frequencies)
+        np.testing.assert_allclose(
+            after.keys[layer], wanted, atol=(2e-3 if kv == "fp16" else 0.02) * np.abs(wanted).max()
+        )
+        np.testing.assert_array_equal(after.keys[layer][:, :9], before.keys[layer][:, :9])
 
 
 @pytest.mark.parametrize("kv", ["fp16", "int8"])

@@ -9,7 +9,7 @@ namespace edgemem {
 namespace {
 
 constexpr Path make_path(const char* name) {
-  return {name,   Lanes::kQueries, matmul,       quantize, rms_norm, rotate,      gated,
+  return {name,   Lanes::kQueries, matmul,       quantize, rms_norm, rotate,      turn_keys, gated,
           attend, to_half,         exponentials, softcap,  greatest, log_sum_exp, finite};
 }
 

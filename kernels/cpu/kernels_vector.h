@@ -52,6 +52,24 @@ void rotate(float* x, const float* cosines, const float* sines, int pairs) {
   }
 }
 
+inline F gathered(const std::uint16_t* const* sources, int offset) {
+  alignas(32) std::uint16_t halves[16];
+  for (int lane = 0; lane < 16; ++lane) halves[lane] = sources[lane][offset];
+  return Lanes::load_half(halves);
+}
+
+void turn_keys(const std::uint16_t* const* sources, const float* cosines, const float* sines, int pairs, int head_dim,
+               std::uint16_t* out) {
+  for (int i = 0; i < pairs; ++i) {
+    const F a = gathered(sources, i * 16), b = gathered(sources, (i + pairs) * 16);
+    const F cosine = Lanes::load(cosines + i * 16), sine = Lanes::load(sines + i * 16);
+    const F minus = Lanes::mul(sine, Lanes::all(-1.0f));
+    Lanes::store_half(out + i * 16, Lanes::fma(a, cosine, Lanes::mul(b, minus)));
+    Lanes::store_half(out + (i + pairs) * 16, Lanes::fma(b, cosine, Lanes::mul(a, sine)));
+  }
+  for (int d = 2 * pairs; d < head_dim; ++d) Lanes::store_half(out + d * 16, gathered(sources, d * 16));
+}
+
 // SiLU(g) = g * sigmoid(g); GELU by tanh is g * sigmoid(2 * sqrt(2 / pi) * (g + 0.044715 g**3)).
 void gated(float* gate, const float* up, int n, bool gelu) {
   const F one = Lanes::all(1.0f);

@@ -10,24 +10,22 @@
 namespace edgemem {
 namespace {
 
-// (count, 2, pairs): cosines and sines of the angles by which slots[i] turns to stand at i.
+// Cosines and sines of the angles by which slots[i] turns to stand at i: (blocks of 16 slots, 2, pairs, 16).
 Floats turns_of(const Rope& rope, const std::int64_t* slots, int count) {
   const int pairs = rope.pairs();
-  Floats turns(size(count, 2 * pairs));
-  std::int64_t before = 0;
+  Floats turns(size(round_up(count, 16), 2 * pairs));
+  Floats turn(static_cast<std::size_t>(2 * pairs));
+  std::int64_t before = -1;  // none: slots only move down, and by less than there are
   for (int to = 0; to < count; ++to) {
-    const std::int64_t move = to - slots[to];
-    float* turn = turns.data() + size(to, 2 * pairs);
-    if (to > 0 && move == before) {
-      std::copy_n(turn - 2 * pairs, 2 * pairs, turn);
-      continue;
+    const std::int64_t move = slots[to] - to;
+    for (int i = 0; i < pairs && move != before; ++i) {
+      const double angle = static_cast<double>(-move) * static_cast<double>(rope.inverse_frequencies[static_cast<std::size_t>(i)]);
+      turn[static_cast<std::size_t>(i)] = static_cast<float>(std::cos(angle));
+      turn[static_cast<std::size_t>(pairs + i)] = static_cast<float>(std::sin(angle));
     }
     before = move;
-    for (int i = 0; i < pairs; ++i) {
-      const double frequency = static_cast<double>(rope.inverse_frequencies[static_cast<std::size_t>(i)]);
-      turn[i] = static_cast<float>(std::cos(static_cast<double>(move) * frequency));
-      turn[pairs + i] = static_cast<float>(std::sin(static_cast<double>(move) * frequency));
-    }
+    float* lane = turns.data() + size(to / 16 * 16, 2 * pairs) + to % 16;
+    for (int i = 0; i < 2 * pairs; ++i) lane[i * 16] = turn[static_cast<std::size_t>(i)];
   }
   return turns;
 }
@@ -143,6 +141,7 @@ void KvCache::read_value(int item, int slot, float* value) const {
 }
 
 void KvCache::move_value(int item, int from, int to) {
+  if (from == to) return;
   const std::size_t source = value_place(item, from), target = value_place(item, to);
   if (as_bytes_) {
     std::copy_n(value_bytes_.data() + source, stride_, value_bytes_.data() + target);
@@ -154,26 +153,49 @@ void KvCache::move_value(int item, int from, int to) {
 
 void KvCache::keep(const Path& path, const std::int64_t* slots, int count, const std::vector<const Rope*>& ropes,
                    Team& team) {
+  int first = 0;
+  while (first < count && slots[first] == first) ++first;
+  if (first == count) return;
   std::map<const Rope*, Floats> turns;
   for (const Rope* rope : ropes)
     if (turns.find(rope) == turns.end()) turns.emplace(rope, turns_of(*rope, slots, count));
   team.run([&](int member) {
-    float key[kMostHeadDim];
     const Range items = team.share(layers_ * kv_heads_, member);
     for (int item = items.begin; item < items.end; ++item) {
       const Rope* rope = ropes[static_cast<std::size_t>(item / kv_heads_)];
-      const float* angles = turns.find(rope)->second.data();
-      for (int to = 0; to < count; ++to) {
-        const int from = static_cast<int>(slots[to]), pairs = rope->pairs();
-        if (from == to) continue;
-        const float* cosines = angles + size(to, 2 * pairs);
-        read_key(item, from, key);
-        path.rotate(key, cosines, cosines + pairs, pairs);
-        write_key(path, item / kv_heads_, item % kv_heads_, to, key);
-        move_value(item, from, to);
+      for (int block = first / 16 * 16; block < count; block += 16) {
+        const float* cosines = turns.find(rope)->second.data() + size(block, 2 * rope->pairs());
+        if (as_bytes_)
+          keep_bytes(path, item, slots, block, std::min(block + 16, count), cosines, rope->pairs());
+        else
+          keep_halves(path, item, slots, block, count, cosines, rope->pairs());
       }
+      for (int to = first; to < count; ++to) move_value(item, static_cast<int>(slots[to]), to);
     }
   });
+}
+
+// A block of keys at once. Slots only move down, so a block that was written is the source of none after it.
+void KvCache::keep_halves(const Path& path, int item, const std::int64_t* slots, int block, int count,
+                          const float* cosines, int pairs) {
+  const std::uint16_t* sources[16];
+  for (int lane = 0; lane < 16; ++lane) {
+    const int to = std::min(block + lane, count - 1);  // beyond the last there is nothing to keep
+    sources[lane] = key_halves_.data() + key_place(item, static_cast<int>(slots[to]));
+  }
+  path.turn_keys(sources, cosines, cosines + size(pairs, 16), pairs, head_dim_, key_halves_.data() + key_place(item, block));
+}
+
+void KvCache::keep_bytes(const Path& path, int item, const std::int64_t* slots, int begin, int end, const float* cosines,
+                         int pairs) {
+  float key[kMostHeadDim], turn[kMostHeadDim];
+  for (int to = begin; to < end; ++to) {
+    if (slots[to] == to) continue;
+    for (int i = 0; i < 2 * pairs; ++i) turn[i] = cosines[size(i, 16) + static_cast<std::size_t>(to - begin)];
+    read_key(item, static_cast<int>(slots[to]), key);
+    path.rotate(key, turn, turn + pairs, pairs);
+    write_key(path, item / kv_heads_, item % kv_heads_, to, key);
+  }
 }
 
 void KvCache::read(float* keys, float* values, int count) const {

@@ -48,6 +48,11 @@ class KvCache {
   void read_key(int item, int slot, float* key) const;
   void read_value(int item, int slot, float* value) const;
   void move_value(int item, int from, int to);
+  // What keep does to the keys of 16 slots. cosines: (2, pairs, 16), the sines behind them.
+  void keep_halves(const Path& path, int item, const std::int64_t* slots, int block, int count, const float* cosines,
+                   int pairs);
+  void keep_bytes(const Path& path, int item, const std::int64_t* slots, int begin, int end, const float* cosines,
+                  int pairs);
 
   const int layers_, kv_heads_, head_dim_, capacity_, slots_, stride_;
   const bool as_bytes_;

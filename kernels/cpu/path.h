@@ -47,6 +47,10 @@ struct Path {
   void (*rms_norm)(const float* x, const float* weight, int n, float epsilon, float* y);
   // Pairs (i, i + pairs) turned by their angles, any length.
   void (*rotate)(float* x, const float* cosines, const float* sines, int pairs);
+  // Sixteen fp16 keys into one block, of whose slots some may be sources; a key's dimensions lie 16 apart there and here.
+  // Pair i of key k is turned by the angle of cosines[i * 16 + k], dimensions beyond the pairs stay.
+  void (*turn_keys)(const std::uint16_t* const* sources, const float* cosines, const float* sines, int pairs,
+                    int head_dim, std::uint16_t* out);
   // gate = act(gate) * up, whole lanes; act is SiLU, or GELU by tanh.
   void (*gated)(float* gate, const float* up, int n, bool gelu);
   // Scores and values of all slots of the queries' ranges, which overlap; starts each query anew.
