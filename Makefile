@@ -33,7 +33,7 @@ wheel: .venv/installed-dev
 	$(PYTHON) -m venv build/smoke
 	build/smoke/bin/pip install -q dist/*.whl
 	$(BIN)/python tests/tiny_package.py build/smoke/tiny.edgemem
-	cd build/smoke && bin/edgemem --version && bin/edgemem doctor && \
+	cd build/smoke && bin/edgemem --version && bin/edgemem doctor && bin/edgemem profile devices >devices.txt && \
 	  bin/edgemem run -m tiny.edgemem -p "smoke" --raw -n 8 --ignore-eos --json
 
 bench: .venv/installed-dev

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgemem.kernels.cost import kv_slot_bytes, step_cost
 from edgemem.kernels.formats import Precision
+from edgemem.profiles.shapes import SHAPES
 from edgemem.runtime.model import ModelSpec, Rope
 
 INT4 = Precision("int4", 128)
@@ -52,12 +53,12 @@ def model_of(
     )
 
 
-QWEN_7B = model_of(28, 3584, 18944, 28, 4, 128, 152064, tied=False, bias=True)
-QWEN_1_5B = model_of(28, 1536, 8960, 12, 2, 128, 151936, tied=True, bias=True)
-QWEN_0_5B = model_of(24, 896, 4864, 14, 2, 64, 151936, tied=True, bias=True)
-SMOLLM_135M = model_of(30, 576, 1536, 9, 3, 64, 49152, tied=True)
-LLAMA_1B = model_of(16, 2048, 8192, 32, 8, 64, 128256, tied=True)
-LLAMA_8B = model_of(32, 4096, 14336, 32, 8, 128, 128256, tied=False)
+QWEN_7B = SHAPES["qwen2.5-7b"]
+QWEN_1_5B = SHAPES["qwen2.5-1.5b"]
+QWEN_0_5B = SHAPES["qwen2.5-0.5b"]
+SMOLLM_135M = SHAPES["smollm2-135m"]
+LLAMA_1B = SHAPES["llama-3.2-1b"]
+LLAMA_8B = SHAPES["llama-3.1-8b"]
 
 
 @pytest.mark.parametrize(
@@ -108,14 +109,22 @@ def test_int4_figures(model: ModelSpec, head: Precision, gigabytes: float) -> No
 def test_the_whole_file_overstates_an_untied_model() -> None:
     cost = step_cost(QWEN_7B, lambda name: BF16, 0, kv_element_bytes=2)
     assert cost.footprint_bytes / cost.weight_bytes == pytest.approx(1.077, abs=1e-3)
-    assert cost.footprint_floor_ms(4.8e12) == pytest.approx(cost.footprint_bytes / 4.8e9)
 
 
-def test_floor_is_streamed_bytes_over_bandwidth() -> None:
-    cost = step_cost(QWEN_7B, lambda name: BF16, 0, kv_element_bytes=2)
-    assert cost.floor_ms(4.8e12) == pytest.approx(2.946, abs=1e-3)
-    with pytest.raises(ValueError, match="bandwidth"):
-        cost.floor_ms(0.0)
+@pytest.mark.parametrize("tied", [True, False])
+def test_phases_are_the_products_that_wait_for_one_another(tied: bool) -> None:
+    model = model_of(3, 64, 96, 4, 2, 16, 320, tied=tied, bias=True)
+    cost = step_cost(model, lambda name: BF16, 5, kv_element_bytes=2)
+    assert cost.phases == 3 * len(("query key value", "attention", "output", "gate up", "down")) + len(("head",))
+    parts = [step_cost(model, lambda name: BF16, 5, kv_element_bytes=2, layers=span) for span in ((0, 2), (2, 3))]
+    assert [part.phases for part in parts] == [10, 6]
+
+
+def test_scales_beside_keys_and_values_are_counted() -> None:
+    model = model_of(2, 64, 96, 4, 2, 16, 320, tied=True)
+    assert kv_slot_bytes(model, 1, scale_bytes=4) == 2 * 2 * 2 * (16 + 4)
+    cost = step_cost(model, lambda name: BF16, 10, kv_element_bytes=1, kv_scale_bytes=4)
+    assert (cost.kv_read_bytes, cost.kv_write_bytes) == (10 * 160, 160)
 
 
 @pytest.mark.parametrize(("slots", "seen"), [(0, 0), (6, 6), (7, 7), (8, 7), (100, 7)])

@@ -9,9 +9,7 @@ import numpy
 import pytest
 
 from edgemem.kernels import native
-from edgemem.runtime.errors import BudgetError
 from edgemem.tools import machine_report
-from edgemem.tools.bandwidth import last_level_cache_bytes, measured_bandwidth
 from edgemem.tools.cli import main
 from edgemem.tools.machine_report import Library, cpu_model, nvidia_gpus
 
@@ -96,43 +94,3 @@ def test_processor_names(tmp_path: Path) -> None:
     assert cpu_model(cpuinfo) == "Raspberry Pi 5"
     cpuinfo.write_text("processor\t: 0\nHardware\t: BCM2835\n")
     assert cpu_model(cpuinfo) == "BCM2835"
-
-
-def test_last_level_caches_are_counted_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cache(cpu: int, index: int, level: int, size: str, shared: str) -> None:
-        folder = tmp_path / f"cpu{cpu}" / "cache" / f"index{index}"
-        folder.mkdir(parents=True)
-        for name, text in (("level", str(level)), ("size", size), ("shared_cpu_list", shared)):
-            (folder / name).write_text(text + "\n")
-
-    for cpu, shared in ((0, "0-1"), (1, "0-1"), (2, "2"), (3, "3")):
-        cache(cpu, 0, 1, "32K", str(cpu))
-        cache(cpu, 3, 3, "4096K", shared)
-    (tmp_path / "cpu2" / "cache" / "index3" / "size").write_text("unknown\n")
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
-    assert last_level_cache_bytes(tmp_path) == 2 * (4 << 20)
-    assert last_level_cache_bytes(tmp_path / "absent") == 0
-
-
-def test_no_memory_for_the_sweep_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(size: int, threads: int) -> float:
-        raise MemoryError
-
-    monkeypatch.setattr("edgemem.tools.bandwidth.read_bandwidth", refuse)
-    with pytest.raises(BudgetError, match="cannot be measured"):
-        measured_bandwidth(1)
-
-
-def test_sweep_outgrows_the_cache_but_not_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def sweep(size: int, threads: int) -> float:
-        asked.append(size)
-        return 1e9
-
-    monkeypatch.setattr("edgemem.tools.bandwidth.read_bandwidth", sweep)
-    monkeypatch.setattr("edgemem.tools.bandwidth.last_level_cache_bytes", lambda: 32 << 20)
-    for available in (8 << 30, 256 << 20):
-        monkeypatch.setattr("edgemem.tools.bandwidth.available_memory", lambda free=available: free)
-        assert measured_bandwidth(2) == 1e9
-    assert asked == [256 << 20, 64 << 20]

@@ -13,11 +13,11 @@ from small_packages import small_manifest, small_model, small_package
 
 from edgemem.kernels.formats import Precision
 from edgemem.kernels.native import native
+from edgemem.profiles.floors import floors_at
 from edgemem.runtime.open import ENGINES, default_engine, open_engine
 from edgemem.runtime.package import Package
 from edgemem.tools.cli import main
 from edgemem.tools.contents import package_totals, tensor_runs
-from edgemem.tools.floors import floors_at
 
 
 def inspect_json(capsys: pytest.CaptureFixture[str], *argv: object) -> dict[str, Any]:

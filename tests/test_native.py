@@ -1,15 +1,28 @@
-"""The native module: the features it reports and the read sweep."""
+"""The native module: the features it reports, and the sweeps over memory with their stand-in."""
 
 from __future__ import annotations
 
+import os
 import platform
+import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from edgemem.kernels import native
+from edgemem.kernels.native import MemorySweep
 
 SWEEP_BYTES = 1 << 22
+KINDS = ("read", "copy")
+
+
+@pytest.fixture(params=["native", "numpy"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the native module and without."""
+    if request.param == "numpy":
+        monkeypatch.setattr(native, "native", lambda: None)
+    return str(request.param)
 
 
 def test_module_was_built_where_the_suite_runs() -> None:
@@ -24,36 +37,70 @@ def test_features_agree_with_the_kernel() -> None:
     assert {name: name in flags for name in features} == features
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_sweep_times_every_pass(threads: int) -> None:
-    module = native.native()
-    assert module is not None
-    seconds = module.read_sweep(SWEEP_BYTES, threads, 5)
-    assert len(seconds) == 5
-    assert all(0 < s < 60 for s in seconds)
+def test_without_the_module_there_are_no_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "native", lambda: None)
+    assert native.cpu_features() == {}
 
 
-def test_sweep_reads_the_whole_buffer() -> None:
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_sweep_times_every_pass(kernels: str, threads: int) -> None:
+    sweep = MemorySweep(SWEEP_BYTES, threads)
+    assert SWEEP_BYTES - 512 * threads < sweep.bytes <= SWEEP_BYTES
+    for _ in range(3):  # one buffer serves every call
+        for rates, passes in ((sweep.read(5), 5), (sweep.copy(4), 4)):
+            assert len(rates) == passes
+            assert all(SWEEP_BYTES / 60 < rate < 1e14 for rate in rates)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sweep_passes_over_the_whole_buffer(kernels: str, kind: str) -> None:
     """Sixteen times the bytes cannot take less than twice the time, however noisy the machine."""
-    module = native.native()
-    assert module is not None
-    small = min(module.read_sweep(1 << 24, 1, 9))
-    large = min(module.read_sweep(1 << 28, 1, 3))
-    assert large > 2 * small
+    seconds = []
+    for size, passes in ((1 << 24, 9), (1 << 28, 3)):
+        sweep = MemorySweep(size)
+        seconds.append(size / max(getattr(sweep, kind)(passes)))
+    assert seconds[1] > 2 * seconds[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_sweep_leaves_no_thread_behind() -> None:
+    before = len(os.listdir("/proc/self/task"))
+    sweep = MemorySweep(SWEEP_BYTES, 4)
+    sweep.read(2)
+    sweep.copy(2)
+    for _ in range(500):  # a thread that was joined may be listed a moment longer
+        if len(os.listdir("/proc/self/task")) <= before:
+            return
+        time.sleep(0.01)
+    pytest.fail("threads are left")
+
+
+def test_two_callers_of_one_sweep_take_turns() -> None:
+    sweep = MemorySweep(SWEEP_BYTES, 2)
+    counts: list[int] = []
+    callers = [Thread(target=lambda kind=kind: counts.append(len(getattr(sweep, kind)(20)))) for kind in KINDS]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert counts == [20, 20]
+
+
+def test_too_small_a_buffer_is_refused(kernels: str) -> None:
+    with pytest.raises(ValueError, match="512"):
+        MemorySweep(511, 1)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"),
-    [((511, 1, 1), "512"), ((SWEEP_BYTES, 0, 1), "threads"), ((SWEEP_BYTES, 1, 0), "repeats")],
+    ("arguments", "word"), [((1023, 2), "512"), ((SWEEP_BYTES, 0), "threads"), ((SWEEP_BYTES, 1025), "threads")]
 )
-def test_sweep_refuses(arguments: tuple[int, int, int], word: str) -> None:
-    module = native.native()
-    assert module is not None
+def test_wrong_settings_are_refused(arguments: tuple[int, int], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        module.read_sweep(*arguments)
+        MemorySweep(*arguments)
+    with pytest.raises(ValueError, match="passes"):
+        MemorySweep(SWEEP_BYTES, 1).read(0)
 
 
-def test_without_the_module_bandwidth_is_still_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "native", lambda: None)
-    assert native.cpu_features() == {}
-    assert native.read_bandwidth(SWEEP_BYTES, 2, 3) > 0
+def test_memory_that_cannot_be_had_is_an_error() -> None:
+    with pytest.raises(MemoryError):
+        MemorySweep(1 << 62, 1)

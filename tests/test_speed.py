@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from edgemem.profiles.floors import Floors
 from edgemem.runtime.session import Timings
 from edgemem.tools.console import print_json
-from edgemem.tools.floors import Floors
 from edgemem.tools.speed import Speed
 
 WHOLE = Speed("onnx", 2, Timings(30, 20, 100.0, 120.0, 50, 1000.0), Floors(100e6, 120e6), 10e9)

@@ -24,17 +24,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemem.profiles.bandwidth import measured_bandwidth
+from edgemem.profiles.floors import floors_at
 from edgemem.runtime.engine import Engine
 from edgemem.runtime.errors import EdgememError
 from edgemem.runtime.machine import usable_cores
 from edgemem.runtime.open import default_engine, open_engine
 from edgemem.runtime.package import Package
 from edgemem.runtime.sampling import Sampler, Sampling
-from edgemem.tools.bandwidth import measured_bandwidth
 from edgemem.tools.conditions import conditions
 from edgemem.tools.console import print_json, print_table
 from edgemem.tools.download import locate_checkpoint
-from edgemem.tools.floors import floors_at
 from edgemem.tools.targets import Target, print_targets
 from edgemem.tools.waits import compile_seconds, help_seconds, import_seconds
 

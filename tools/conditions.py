@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from edgemem.profiles.cpu_model import cpu_model
 from edgemem.runtime.package import Package
 from edgemem.runtime.precision_table import compact
-from edgemem.tools.machine_report import cpu_model
 from edgemem.tools.versions import run_versions
 
 

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from edgemem.profiles.cpu_model import cpu_model
 from edgemem.tools.source import cache_folder
 from edgemem.tools.versions import version_of
 
@@ -76,18 +77,6 @@ def machine_report() -> dict[str, Any]:
     report["missing"] = _missing(report)
     report["ready"] = all(libraries[library.module] for library in LIBRARIES if library.required)
     return report
-
-
-def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name as the system gives it; ARM boards name themselves in the device tree."""
-    try:
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model", "Hardware") and value.strip():
-                return value.strip()
-        return Path("/proc/device-tree/model").read_text(errors="replace").strip("\0\n ")
-    except OSError:
-        return platform.processor() or platform.machine()
 
 
 def nvidia_gpus() -> list[dict[str, str]]:

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edgemem.profiles.bandwidth import measured_bandwidth
+from edgemem.profiles.floors import Floors, footprint_bytes
 from edgemem.runtime.errors import BudgetError
 from edgemem.runtime.machine import usable_cores
 from edgemem.runtime.manifest import Manifest
 from edgemem.runtime.session import Session, Timings
-from edgemem.tools.bandwidth import measured_bandwidth
-from edgemem.tools.floors import Floors, footprint_bytes
 
 
 @dataclass(frozen=True)

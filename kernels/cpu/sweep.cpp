@@ -2,25 +2,22 @@
 
 #include <atomic>
 #include <chrono>
-#include <cstdint>
-#include <cstdlib>
-#include <memory>
-#include <new>
+#include <cstring>
+#include <future>
 #include <stdexcept>
 #include <thread>
 
-#if defined(__linux__)
-#include <sys/mman.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 namespace edgemem {
 namespace {
 
-constexpr std::size_t kHugePage = std::size_t{2} << 20;
-constexpr std::size_t kLine = 64;
-
 using Words = std::uint64_t;
 
+constexpr std::size_t kLineWords = 64 / sizeof(Words);
+constexpr std::size_t kUnitWords = 8 * kLineWords;  // a share is made of whole units: 512 bytes
 constexpr std::size_t kAheadWords = 512;  // 4 KiB: one thread reads half as much again as by the hardware's own fetching
 
 // Eight independent sums keep eight loads in flight; the compiler turns them into the widest vectors of each clone.
@@ -38,9 +35,18 @@ Words sum_words(const Words* data, std::size_t count) {
   return total;
 }
 
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
+void copy_words(const Words* from, Words* to, std::size_t count) {
+#if defined(__SSE2__)
+  for (std::size_t i = 0; i < count; i += kLineWords) {
+    __builtin_prefetch(from + i + kAheadWords);
+    for (std::size_t word = i; word < i + kLineWords; word += 2)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + word), _mm_load_si128(reinterpret_cast<const __m128i*>(from + word)));
+  }
+  _mm_sfence();
+#else
+  std::memcpy(to, from, count * sizeof(Words));
+#endif
+}
 
 // Every thread arrives, then all go on. Spins: a sleep would be part of the measurement.
 class SpinBarrier {
@@ -63,45 +69,72 @@ class SpinBarrier {
   std::atomic<int> round_{0};
 };
 
+// work(0) here and the others in threads of their own; none of it where not all of them can be had.
+template <typename Work>
+void in_threads(int threads, const Work& work) {
+  std::promise<bool> complete;
+  const std::shared_future<bool> begins = complete.get_future().share();
+  std::vector<std::thread> team;
+  const auto join = [&team] {
+    for (std::thread& member : team) member.join();
+  };
+  try {
+    for (int index = 1; index < threads; ++index)
+      team.emplace_back([&work, begins, index] {
+        if (begins.get()) work(index);
+      });
+  } catch (...) {
+    complete.set_value(false);
+    join();
+    throw;
+  }
+  complete.set_value(true);
+  work(0);
+  join();
+}
+
+std::size_t share_of(std::size_t bytes, int threads) {
+  if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must be 1 to 1024");
+  const std::size_t share = bytes / sizeof(Words) / static_cast<std::size_t>(threads) / kUnitWords * kUnitWords;
+  if (share == 0) throw std::invalid_argument("the buffer is smaller than 512 bytes a thread");
+  return share;
+}
+
 }  // namespace
 
-std::vector<double> read_sweep(std::size_t bytes, int threads, int repeats) {
-  if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must be 1 to 1024");
-  if (repeats < 1 || repeats > 100000) throw std::invalid_argument("repeats must be 1 to 100000");
-  const std::size_t slice = bytes / static_cast<std::size_t>(threads) / (8 * kLine) * (8 * kLine);
-  if (slice == 0) throw std::invalid_argument("the buffer is smaller than 512 bytes a thread");
-  const std::size_t used = slice * static_cast<std::size_t>(threads);
+Sweep::Sweep(std::size_t bytes, int threads)
+    : threads_(threads), share_(share_of(bytes, threads)), buffer_(share_ * static_cast<std::size_t>(threads), true) {
+  in_threads(threads_, [this](int index) {
+    Words* mine = buffer_.data() + static_cast<std::size_t>(index) * share_;
+    for (std::size_t i = 0; i < share_; ++i) mine[i] = i * 0x9E3779B97F4A7C15ULL + 1;
+  });
+}
 
-  const std::size_t rounded = (used + kHugePage - 1) / kHugePage * kHugePage;
-  std::unique_ptr<void, Free> memory(std::aligned_alloc(kHugePage, rounded));
-  if (!memory) throw std::bad_alloc();
-#if defined(__linux__)
-  madvise(memory.get(), rounded, MADV_HUGEPAGE);  // fewer TLB misses; without huge pages it still measures
-#endif
-  auto* data = static_cast<Words*>(memory.get());
-
-  SpinBarrier barrier(threads);
-  std::vector<double> seconds(static_cast<std::size_t>(repeats));
+std::vector<double> Sweep::read(int passes) {
   std::atomic<Words> sink{0};
-  auto work = [&](int index) {
-    Words* mine = data + static_cast<std::size_t>(index) * (slice / sizeof(Words));
-    const std::size_t count = slice / sizeof(Words);
-    for (std::size_t i = 0; i < count; ++i) mine[i] = i * 0x9E3779B97F4A7C15ULL + 1;
-    for (int repeat = 0; repeat < repeats; ++repeat) {
+  return timed(passes, [&](Words* mine) { sink.fetch_add(sum_words(mine, share_), std::memory_order_relaxed); });
+}
+
+std::vector<double> Sweep::copy(int passes) {
+  return timed(passes, [&](Words* mine) { copy_words(mine, mine + share_ / 2, share_ / 2); });
+}
+
+template <typename Work>
+std::vector<double> Sweep::timed(int passes, const Work& work) {
+  if (passes < 1 || passes > 100000) throw std::invalid_argument("passes must be 1 to 100000");
+  const std::lock_guard<std::mutex> alone(mutex_);
+  SpinBarrier barrier(threads_);
+  std::vector<double> seconds(static_cast<std::size_t>(passes));
+  in_threads(threads_, [&](int index) {
+    Words* mine = buffer_.data() + static_cast<std::size_t>(index) * share_;
+    for (double& pass : seconds) {
       barrier.wait();
       const auto start = std::chrono::steady_clock::now();
-      sink.fetch_add(sum_words(mine, count), std::memory_order_relaxed);
+      work(mine);
       barrier.wait();
-      if (index == 0)
-        seconds[static_cast<std::size_t>(repeat)] =
-            std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      if (index == 0) pass = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     }
-  };
-
-  std::vector<std::thread> team;
-  for (int index = 1; index < threads; ++index) team.emplace_back(work, index);
-  work(0);
-  for (std::thread& member : team) member.join();
+  });
   return seconds;
 }
 

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
 
     report = machine_report()
     if args.bandwidth and report["ready"]:
-        from edgemem.tools.bandwidth import measured_bandwidth
+        from edgemem.profiles.bandwidth import measured_bandwidth
 
         report["read_bandwidth_gb_s"] = measured_bandwidth(report["cpu"]["usable_cores"]) / 1e9
     if args.json:

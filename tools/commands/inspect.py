@@ -106,15 +106,15 @@ def _package_facts(manifest: Manifest, args: argparse.Namespace, step: dict[str,
 
 def _step(args: argparse.Namespace, manifest: Manifest) -> dict[str, Any]:
     """Bytes and floors of one decode step at the given context, by the engine that runs where none is asked for."""
+    from edgemem.profiles.floors import engine_step, floors_at
     from edgemem.runtime.open import default_engine
-    from edgemem.tools.floors import engine_step, floors_at
 
     engine = default_engine()
     cost, floors = engine_step(manifest, args.context, engine), floors_at(manifest, args.context, engine)
     bandwidth = args.bandwidth
     if bandwidth is None:
+        from edgemem.profiles.bandwidth import measured_bandwidth
         from edgemem.runtime.machine import usable_cores
-        from edgemem.tools.bandwidth import measured_bandwidth
 
         bandwidth = measured_bandwidth(usable_cores())
     return {

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-from edgemem.kernels.native import cpu_features, read_bandwidth
+from edgemem.kernels.native import MemorySweep, cpu_features
+from edgemem.profiles.cpu_model import cpu_model
 from edgemem.runtime.errors import EdgememError
 from edgemem.runtime.kv_cache import KV_ELEMENT_BYTES
 from edgemem.runtime.machine import usable_cores
 from edgemem.tools.console import note
-from edgemem.tools.machine_report import cpu_model
 from edgemem.tools.peers.environments import RUNTIMES, Environment, prepare
 from edgemem.tools.peers.models import BenchModel
 from edgemem.tools.peers.process import Outcome, run_adapter
@@ -70,7 +70,7 @@ class Comparison:
 
     def sweep(self) -> None:
         """Measure the read ceiling once more."""
-        self.sweeps.append(read_bandwidth(_SWEEP_BYTES, self.threads))
+        self.sweeps.append(max(MemorySweep(_SWEEP_BYTES, self.threads).read()))
 
     def _run_one(self, model: BenchModel, name: str, round_: int) -> None:
         runtime = RUNTIMES[name]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
+from edgemem.profiles.stepping import step_times
 from edgemem.runtime.open import open_engine
 from edgemem.runtime.package import Package
 from edgemem.runtime.sampling import Sampler, Sampling
@@ -40,7 +42,9 @@ class Edgemem:
         for token in self._engine.decode(sampler, steps):
             readings.append(time.perf_counter())
             ids.append(token.id)
-        return readings, ids
+        # Tokens that one native call made come at once; each of its steps took an even share, as far as can be told.
+        taken = [ms / 1e3 for ms in step_times(readings)[0]]
+        return list(accumulate(taken, initial=readings[0])), ids
 
 
 def open_runtime(job: dict[str, Any]) -> Edgemem:

@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemem.compiler.filler_tokenizer import filler_tokens
+from edgemem.profiles.shapes import shape as known_shape
+from edgemem.runtime.model import ModelSpec
+
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
@@ -26,32 +30,17 @@ _CONTROL, _NORMAL = 3, 1
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder with a tied head. architecture: "llama" or "qwen2"."""
+    """A decoder with a tied head, of the architecture "llama" or "qwen2". Its rope turns by the base alone."""
 
     name: str
-    architecture: str
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
+    model: ModelSpec
     rope_base: float
-    norm_epsilon: float
     context: int = 8192
-
-    @property
-    def qkv_bias(self) -> bool:
-        return self.architecture == "qwen2"
 
 
 SHAPES = {
-    shape.name: shape
-    for shape in (
-        Shape("llama-3.2-1b", "llama", 16, 2048, 8192, 32, 8, 64, 128_256, 500_000.0, 1e-5),
-        Shape("qwen2.5-0.5b", "qwen2", 24, 896, 4864, 14, 2, 64, 151_936, 1_000_000.0, 1e-6),
-    )
+    name: Shape(name, known_shape(name), rope_base)
+    for name, rope_base in (("llama-3.2-1b", 500_000.0), ("qwen2.5-0.5b", 1_000_000.0))
 }
 
 
@@ -60,10 +49,10 @@ def write_shape(path: Path, shape: Shape, seed: int = 0) -> Path:
     from gguf import GGMLQuantizationType, GGUFWriter
 
     part = path.with_name(f"{path.name}.part")
-    writer = GGUFWriter(part, shape.architecture)
+    writer = GGUFWriter(part, shape.model.architecture)
     _write_dimensions(writer, shape)
-    _write_vocabulary(writer, shape.vocabulary)
-    for name, data, kind in _tensors(shape, np.random.default_rng(seed)):
+    _write_vocabulary(writer, shape.model.vocabulary)
+    for name, data, kind in _tensors(shape.model, np.random.default_rng(seed)):
         writer.add_tensor(name, data, raw_dtype=GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -74,28 +63,27 @@ def write_shape(path: Path, shape: Shape, seed: int = 0) -> Path:
 
 
 def _write_dimensions(writer: GGUFWriter, shape: Shape) -> None:
+    model = shape.model
     writer.add_name(f"{shape.name}, random weights")
     writer.add_file_type(2)  # mostly Q4_0
     writer.add_quantization_version(2)
-    writer.add_block_count(shape.layers)
+    writer.add_block_count(model.layers)
     writer.add_context_length(shape.context)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_feed_forward_length(shape.intermediate)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_embedding_length(model.hidden)
+    writer.add_feed_forward_length(model.intermediate)
+    writer.add_head_count(model.heads)
+    writer.add_head_count_kv(model.kv_heads)
+    writer.add_rope_dimension_count(model.head_dim)
     writer.add_rope_freq_base(shape.rope_base)
-    writer.add_layer_norm_rms_eps(shape.norm_epsilon)
-    writer.add_vocab_size(shape.vocabulary)
+    writer.add_layer_norm_rms_eps(model.norm_epsilon)
+    writer.add_vocab_size(model.vocabulary)
 
 
 def _write_vocabulary(writer: GGUFWriter, size: int) -> None:
     """A byte-level vocabulary: one end-of-text token, the 256 bytes, one merge, and fillers that no text holds."""
-    tokens = ["<|endoftext|>", *byte_characters(), "th"]
-    tokens += [f"<filler {index}>" for index in range(size - len(tokens))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
+    writer.add_token_list(filler_tokens(size, ["th"]))
     writer.add_token_types([_CONTROL] + [_NORMAL] * (size - 1))
     writer.add_token_merges(["t h"])
     writer.add_bos_token_id(0)
@@ -103,34 +91,27 @@ def _write_vocabulary(writer: GGUFWriter, size: int) -> None:
     writer.add_add_bos_token(False)
 
 
-def byte_characters() -> list[str]:
-    """The character that byte-level BPE writes for each byte: itself where printable, else one from 256 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
-
-
-def _tensors(shape: Shape, random: np.random.Generator) -> Iterator[tuple[str, NDArray[Any], str]]:
+def _tensors(model: ModelSpec, random: np.random.Generator) -> Iterator[tuple[str, NDArray[Any], str]]:
     """(name, data, type) of every tensor, in the order of the model."""
-    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    query, key = model.heads * model.head_dim, model.kv_heads * model.head_dim
     matrices = {
-        "attn_q": (query, shape.hidden),
-        "attn_k": (key, shape.hidden),
-        "attn_v": (key, shape.hidden),
-        "attn_output": (shape.hidden, query),
-        "ffn_gate": (shape.intermediate, shape.hidden),
-        "ffn_up": (shape.intermediate, shape.hidden),
-        "ffn_down": (shape.hidden, shape.intermediate),
+        "attn_q": (query, model.hidden),
+        "attn_k": (key, model.hidden),
+        "attn_v": (key, model.hidden),
+        "attn_output": (model.hidden, query),
+        "ffn_gate": (model.intermediate, model.hidden),
+        "ffn_up": (model.intermediate, model.hidden),
+        "ffn_down": (model.hidden, model.intermediate),
     }
-    yield "token_embd.weight", random_blocks(random, shape.vocabulary, shape.hidden, "Q8_0"), "Q8_0"
-    for layer in range(shape.layers):
+    yield "token_embd.weight", random_blocks(random, model.vocabulary, model.hidden, "Q8_0"), "Q8_0"
+    for layer in range(model.layers):
         for name, (rows, columns) in matrices.items():
             yield f"blk.{layer}.{name}.weight", random_blocks(random, rows, columns, "Q4_0"), "Q4_0"
-            if shape.qkv_bias and name in ("attn_q", "attn_k", "attn_v"):
+            if model.qkv_bias and name in ("attn_q", "attn_k", "attn_v"):
                 yield f"blk.{layer}.{name}.bias", _vector(random, rows, 0.0), "F32"
         for norm in ("attn_norm", "ffn_norm"):
-            yield f"blk.{layer}.{norm}.weight", _vector(random, shape.hidden, 1.0), "F32"
-    yield "output_norm.weight", _vector(random, shape.hidden, 1.0), "F32"
+            yield f"blk.{layer}.{norm}.weight", _vector(random, model.hidden, 1.0), "F32"
+    yield "output_norm.weight", _vector(random, model.hidden, 1.0), "F32"
 
 
 def random_blocks(random: np.random.Generator, rows: int, columns: int, kind: str) -> NDArray[np.uint8]:

@@ -1,11 +1,14 @@
-"""How fast this machine reads memory: the buffer of the sweep is chosen here, the sweep itself is in the kernels."""
+"""How fast this machine reads memory: the buffer of the sweep is chosen here, the sweep itself is in the kernels.
+
+A sweep may be kept open beside a running engine: it takes memory all the time, but processors only while it sweeps.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from edgemem.kernels.native import read_bandwidth
+from edgemem.kernels.native import MemorySweep
 from edgemem.runtime.errors import BudgetError
 from edgemem.runtime.machine import available_memory
 
@@ -15,16 +18,25 @@ _LEAST_BYTES = 64 << 20
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
+def open_sweep(threads: int) -> MemorySweep:
+    """A buffer of at least 8 times the last-level cache, or of a quarter of the free memory where that is less.
+
+    Raises BudgetError where there is no memory for it, or not so many threads.
+    """
+    buffer = min(max(_TIMES_CACHE * last_level_cache_bytes(), _LEAST_BYTES), available_memory() // 4)
+    try:
+        return MemorySweep(buffer, threads)
+    except (MemoryError, ValueError, RuntimeError) as error:
+        wanted = f"{buffer:,} bytes of memory, {threads} threads"
+        raise BudgetError("the memory bandwidth cannot be measured", got=error, wanted=wanted) from error
+
+
 def measured_bandwidth(threads: int) -> float:
     """Bytes a second of the best of ten read-only sweeps by `threads` threads; takes a fraction of a second.
 
     Raises BudgetError where there is no memory for the sweep.
     """
-    buffer = min(max(_TIMES_CACHE * last_level_cache_bytes(), _LEAST_BYTES), available_memory() // 4)
-    try:
-        return read_bandwidth(buffer, threads)
-    except MemoryError as error:
-        raise BudgetError("the memory bandwidth cannot be measured", wanted=f"{buffer:,} bytes of memory") from error
+    return max(open_sweep(threads).read(10))
 
 
 def last_level_cache_bytes(cpus: Path = _CPUS) -> int:
