@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from edgemem.runtime.model import ModelSpec
     from edgemem.runtime.open import open_engine
     from edgemem.runtime.package import Package
+    from edgemem.runtime.retention.recall import RecallSettings
+    from edgemem.runtime.retention.settings import RetentionSettings
     from edgemem.runtime.sampling import Sampling
     from edgemem.runtime.session import Chunk, Session
 
@@ -21,6 +23,8 @@ _HOME = {
     "KVState": "engine",
     "ModelSpec": "model",
     "Package": "package",
+    "RecallSettings": "retention.recall",
+    "RetentionSettings": "retention.settings",
     "Sampling": "sampling",
     "Session": "session",
     "Step": "engine",
@@ -36,6 +40,8 @@ __all__ = [
     "KVState",
     "ModelSpec",
     "Package",
+    "RecallSettings",
+    "RetentionSettings",
     "Sampling",
     "Session",
     "Step",

@@ -11,6 +11,7 @@ EdgememError
     ├── CheckpointError      model files in (Hugging Face folder, GGUF)
     │   └── UnsupportedModel     an architecture or tensor type that is not built
     ├── PackageError         a compiled package
+    ├── StoreError           a conversation on disk: damaged, of another model, in use, or not to be written
     ├── TokenizerMismatch    a tokenizer that is missing, altered, or of another model
     └── UnsafePathError      a path that leaves its folder, or is no regular file
 """
@@ -78,6 +79,10 @@ class UnsupportedModel(CheckpointError):
 
 
 class PackageError(FileError):
+    pass
+
+
+class StoreError(FileError):
     pass
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from edgemem.runtime.errors import SettingsError
+from edgemem.runtime.errors import PackageError, SettingsError
 from edgemem.runtime.template import ChatTemplate, Message, check_messages
-from edgemem.runtime.tokenizer import Tokenizer
+from edgemem.runtime.tokenizer import Piece, Tokenizer
 
 Prompt = str | Sequence[Message] | Sequence[int]
+_MARK = "\uf8ffmark{}\uf8ff"
 
 
 class PromptReader:
@@ -24,22 +25,68 @@ class PromptReader:
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, *, where: object = None) -> None:
         self._tokenizer, self._vocabulary, self._where = tokenizer, vocabulary, where
 
-    def read(self, prompt: Prompt, history: Sequence[Message], *, raw: bool) -> tuple[list[int], list[Message] | None]:
+    @property
+    def chats(self) -> bool:
+        """Whether a text can be a turn of a conversation: whether the model has a chat template."""
+        return self._tokenizer.chat_template is not None
+
+    def read(
+        self, prompt: Prompt, history: Sequence[Message], *, raw: bool, begins: bool = True
+    ) -> tuple[list[int], list[Message] | None]:
         """The prompt's tokens, at least one, and the conversation that they are, or None if they are none.
 
-        A text is the next turn after `history`; with `raw`, or without a chat template, it is taken as it is.
-        Messages and token ids stand for themselves. Raises SettingsError for anything else, and what
-        ChatTemplate.render and Tokenizer.encode raise.
+        A text is the next turn after `history`; with `raw`, or without a chat template, it is taken as it is, and
+        `begins` a text or goes on with one. Messages and token ids stand for themselves. Raises SettingsError for
+        anything else, and what ChatTemplate.render and Tokenizer.encode raise.
         """
-        tokens, conversation = self._read(prompt, history, raw)
+        tokens, conversation = self._read(prompt, history, raw, begins)
         if not tokens:
             raise SettingsError("the prompt is empty", wanted="at least one token")
         return tokens, conversation
 
-    def _read(self, prompt: object, history: Sequence[Message], raw: bool) -> tuple[list[int], list[Message] | None]:
+    def read_next(self, text: str, history: Sequence[Message]) -> tuple[list[int], list[Message]]:
+        """The tokens of `text` as the turn after `history` alone, and the conversation with it.
+
+        They are all that the template writes behind the last answer's text, its end token first; so the answer is never
+        read again, and it does not matter if the template would write it otherwise, e.g. without its thinking. The
+        template sees no more than a leading system message and the last turn. Raises what `read` raises, SettingsError
+        for a history without an answer, and PackageError if the template leaves answers out.
+        """
+        conversation: list[Message] = [*history, {"role": "user", "content": text}]
+        last = max((place for place, message in enumerate(history) if message["role"] == "assistant"), default=-1)
+        if last < 0:
+            raise SettingsError("there is no answer to go on from", wanted="a history with an assistant's message")
+        asked = max((place for place in range(last) if history[place]["role"] == "user"), default=last)
+        leading = [message for message in history[:1] if message["role"] == "system" and asked > 0]
+        mark = _mark(text, *(message["content"] for message in history[asked:]))
+        turn = [*leading, *history[asked:last], {"role": "assistant", "content": mark}, *conversation[last + 1 :]]
+        _, behind = _split(self._template.render(turn), mark, last=True)
+        if behind is None:
+            raise PackageError(
+                "the chat template leaves answers out", where=self._where, do="give the conversation as messages"
+            )
+        return self._tokenizer.encode_pieces(behind), conversation
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of some words inside a text."""
+        return self._tokenizer.encode(text)
+
+    def read_opening(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens before the first message of a user: the system prompt, also one that is the template's own."""
+        first = next((place for place, message in enumerate(messages) if message["role"] == "user"), None)
+        if first is None:
+            return []
+        mark = _mark(*(message["content"] for message in messages))
+        marked = [*messages[:first], {"role": "user", "content": mark}, *messages[first + 1 :]]
+        before, behind = _split(self._template.render(marked), mark, last=False)
+        return [] if behind is None else self._tokenizer.encode_pieces(before)
+
+    def _read(
+        self, prompt: object, history: Sequence[Message], raw: bool, begins: bool
+    ) -> tuple[list[int], list[Message] | None]:
         if isinstance(prompt, str):
-            if raw or self._template is None:
-                return self._tokenizer.encode_text(prompt), None
+            if raw or not self.chats:
+                return (self._tokenizer.encode_text if begins else self._tokenizer.encode)(prompt), None
             return self._chat([*history, {"role": "user", "content": prompt}])
         entries = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
         if not isinstance(entries, Sequence) or isinstance(entries, (bytes, bytearray, memoryview)):
@@ -50,21 +97,20 @@ class PromptReader:
         return self._checked_ids(entries), None
 
     @cached_property
-    def _template(self) -> ChatTemplate | None:
+    def _template(self) -> ChatTemplate:
         source = self._tokenizer.chat_template
         if source is None:
-            return None
-        return ChatTemplate(source, self._tokenizer.controls, self._tokenizer.named_tokens, where=self._where)
-
-    def _chat(self, messages: Sequence[Message]) -> tuple[list[int], list[Message]]:
-        if self._template is None:
             raise SettingsError(
                 "the model has no chat template, so it takes no messages",
                 where=self._where,
                 do="give the prompt as one text, or use a model that was trained to chat",
             )
+        return ChatTemplate(source, self._tokenizer.controls, self._tokenizer.named_tokens, where=self._where)
+
+    def _chat(self, messages: Sequence[Message]) -> tuple[list[int], list[Message]]:
+        template = self._template
         conversation: list[Message] = [*check_messages(messages)]
-        return self._tokenizer.encode_pieces(self._template.render(conversation)), conversation
+        return self._tokenizer.encode_pieces(template.render(conversation)), conversation
 
     def _checked_ids(self, prompt: Sequence[Any]) -> list[int]:
         ids = []
@@ -75,3 +121,25 @@ class PromptReader:
                 raise SettingsError(f"prompt token {place} is no token id", got=repr(token)[:80], wanted=wanted)
             ids.append(int(token))
         return ids
+
+
+def _mark(*texts: str) -> str:
+    """A word that is in none of the texts, and that no template changes."""
+    number = 0
+    while any(_MARK.format(number) in text for text in texts):
+        number += 1
+    return _MARK.format(number)
+
+
+def _split(pieces: Sequence[Piece], mark: str, *, last: bool) -> tuple[list[Piece], list[Piece] | None]:
+    """What stands before and behind the first or last mark; all of it and None where there is none."""
+    places = [place for place, piece in enumerate(pieces) if mark in piece.text]
+    if not places:
+        return list(pieces), None
+    place = places[-1 if last else 0]
+    text = pieces[place].text
+    before, _, behind = text.rpartition(mark) if last else text.partition(mark)
+    return (
+        [*pieces[:place], *([Piece(before, False)] if before else [])],
+        [*([Piece(behind, False)] if behind else []), *pieces[place + 1 :]],
+    )

@@ -1,7 +1,7 @@
 """Session: one conversation with one engine, from text to a stream of text.
 
-It knows prompts, messages, stop strings and cancelling, and which tokens lie in the engine's slots, so that each turn
-consumes only what is new. It does not know how tokens are computed, and it forgets nothing by itself.
+It knows prompts, messages, stop strings and cancelling, and what each turn adds to the memory: all that is not in the
+slots yet, or, where the memory evicts, all that was not said yet. It does not know how tokens are computed or kept.
 """
 
 from __future__ import annotations
@@ -9,77 +9,33 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
 
-import numpy as np
-
+from edgemem.runtime.answer import Chunk, FinishReason, Request, Timings, Writer, answer_tokens
 from edgemem.runtime.engine import Engine
-from edgemem.runtime.errors import ContextError, EdgememError, SettingsError
+from edgemem.runtime.errors import EdgememError, SettingsError, StoreError
+from edgemem.runtime.memory.keeper import SnapshotKeeper
+from edgemem.runtime.memory.memory import Memory, checked_settings
+from edgemem.runtime.memory.waking import Progress, identity_of, wake
 from edgemem.runtime.package import Package
 from edgemem.runtime.prompt import Prompt, PromptReader
-from edgemem.runtime.sampling import Sampler, Sampling
+from edgemem.runtime.retention.recall import RecallSettings
+from edgemem.runtime.retention.settings import RetentionSettings
+from edgemem.runtime.sampling import Sampling
+from edgemem.runtime.store import Store, Unfinished
 from edgemem.runtime.template import Message
 from edgemem.runtime.text_stream import TextStream
 from edgemem.runtime.tokenizer import Tokenizer
+from edgemem.runtime.turn import Turn, TurnReader
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+__all__ = ["GREEDY", "Chunk", "FinishReason", "Session", "Timings"]
+
 GREEDY = Sampling()
 _USUAL_CONTEXT = 4096
-# Consumed at once, from slots 0, 128, 256 ... on; between them, cancel is looked at. Engines round by how many tokens
-# come together, so a prompt is taken up again only at multiples of the second number within those parts, and never by
-# its last token alone: then what was in the slots already makes no difference to the logits.
-_PREFILL_TOKENS, _PREFILL_STEP = 128, 24
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of an answer: its text, never a broken character, and the tokens that made it.
-
-    finish_reason is None but in the last chunk: "stop" for an end token or a stop string, "length" for max_tokens or
-    full slots, "cancelled", or "error", after which the error itself is raised.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None = None
-
-
-@dataclass
-class Timings:
-    """Of one answer, filled in while it runs. Time is the engine's: neither the consumer's nor the detokenizer's.
-
-    prompt_tokens: all of the prompt; prefill_tokens and prefill_ms: what of it was not yet in the slots.
-    time_to_first_token_ms: from the first chunk being asked for, tokenizing included; nan before the first token.
-    decode_tokens and decode_ms: the tokens after the first, sampling included.
-    """
-
-    prompt_tokens: int = 0
-    prefill_tokens: int = 0
-    prefill_ms: float = 0.0
-    time_to_first_token_ms: float = float("nan")
-    decode_tokens: int = 0
-    decode_ms: float = 0.0
-
-    @property
-    def prefill_tokens_per_second(self) -> float:
-        return _per_second(self.prefill_tokens, self.prefill_ms)
-
-    @property
-    def decode_tokens_per_second(self) -> float:
-        return _per_second(self.decode_tokens, self.decode_ms)
-
-
-class _Request(NamedTuple):
-    prompt: Prompt
-    raw: bool
-    sampling: Sampling
-    max_tokens: int
-    stop: str | Sequence[str]
-    ignore_eos: bool
 
 
 class Session:
@@ -88,6 +44,12 @@ class Session:
     messages: the conversation so far, as {"role", "content"} dicts. An answer adds its question and itself when it
     ends, also when it was cancelled or failed half-way; not if it ended before its first token.
     timings: of the last answer, or of the one that runs.
+    memory: what the engine holds. Where it evicts, the conversation is append-only: a turn adds its own tokens, what
+    was evicted is not read again, and the system prompt is pinned. A turn that ends before its first token leaves none
+    of its own. Other messages, given as a list or put in place of `messages`, begin anew; raw texts and token ids are
+    added as they are.
+    unfinished: the turn that was cut off when the process ended, in a session that came back from a store: `resume`
+    goes on with it, and any other prompt leaves it as if it had been cancelled there.
     """
 
     def __init__(
@@ -96,16 +58,31 @@ class Session:
         tokenizer: Tokenizer,
         *,
         package: Package | None = None,
+        memory: RetentionSettings | None = None,
+        store: Store | None = None,
+        recall: RecallSettings | None = None,
+        progress: Progress | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """The session closes `engine`, and `package` if given. `clock`: seconds."""
+        """The session closes `engine`, and `package` and `store` if given, but not if this raises.
+
+        store: its conversation is taken up, told to `progress`, and StoreError raised where that cannot be. clock:
+        seconds.
+        """
         self.engine, self.tokenizer, self.package = engine, tokenizer, package
+        self.memory = Memory(engine, memory, store=store, recall=recall, clock=clock)
         self.messages: list[Message] = []
         self.timings = Timings()
+        self.unfinished: Unfinished | None = None
         where = None if package is None else package.path / "tokenizer_config.json"
-        self._reader = PromptReader(tokenizer, engine.model.vocabulary, where=where)
+        prompts = PromptReader(tokenizer, engine.model.vocabulary, where=where)
+        self._reader = TurnReader(prompts, append_only=self.memory.endless)
         self._clock = clock
-        self._slots: list[int] = []  # the tokens in the engine's slots
+        self._read_before = 0  # tokens of the unfinished turn's prompt
+        self._said: list[Message] = []  # the messages whose tokens the memory was given
+        if store is not None:
+            self._wake(store, progress)
+        self._keeper = None if store is None else SnapshotKeeper(self.memory, store, clock=clock)
         self._busy = threading.Lock()
         self._cancelled = self._newest = threading.Event()  # of the answer that runs, of the one last asked for
         self._closing: Future[None] | None = None  # of the last astream, in its thread
@@ -121,23 +98,47 @@ class Session:
         threads: int | None = None,
         providers: Sequence[str] | None = None,
         kv: str | None = None,
+        memory: RetentionSettings | None = None,
+        store: Path | str | None = None,
+        recall: RecallSettings | None = None,
+        progress: Progress | None = None,
     ) -> Session:
         """A session over the package at `path`.
 
-        context: KV slots, by default the package's max_context but at most 4096, as they cost memory. engine, threads,
-        providers and kv: as open_engine has them. Raises what Package.open, Tokenizer.open and open_engine raise.
+        context: KV slots, by default the memory's budget, or without one the package's max_context but at most 4096,
+        as they cost memory. engine, threads, providers and kv: as open_engine has them. memory: what stays of a
+        conversation that outgrows its budget; by default nothing goes and the context is the end. store: a folder
+        where the conversation is kept, and found again. recall: put away what is evicted, and bring back what is like
+        a question before it is answered, for which that is read twice; not with a store. progress: told how far a
+        stored conversation is read.
+        Raises what Package.open, Tokenizer.open, open_engine and Store.open raise.
         """
         from edgemem.runtime.open import open_engine
 
-        package = Package.open(path)
-        slots = min(package.manifest.max_context, _USUAL_CONTEXT) if context is None else context
-        try:
+        with ExitStack() as opened:
+            package = Package.open(path)
+            opened.callback(package.close)
+            if context is None:
+                context = min(package.manifest.max_context, _USUAL_CONTEXT) if memory is None else memory.budget
             tokenizer = Tokenizer.open(package)
-            opened = open_engine(package, engine, capacity=slots, threads=threads, providers=providers, kv=kv)
-        except BaseException:
-            package.close()
-            raise
-        return cls(opened, tokenizer, package=package)
+            runs = open_engine(package, engine, capacity=context, threads=threads, providers=providers, kv=kv)
+            opened.callback(runs.close)
+            kept, settings = (
+                None,
+                checked_settings(memory, runs.capacity, recalls=recall is not None, stored=store is not None),
+            )
+            if store is not None:
+                kept = Store.open(store, identity_of(package, runs), settings.to_dict())
+                opened.callback(kept.close)
+            session = cls(runs, tokenizer, package=package, memory=memory, store=kept, recall=recall, progress=progress)
+            opened.pop_all()
+        return session
+
+    @property
+    def store_problem(self) -> StoreError | None:
+        """Why the conversation, or its last snapshot, is not being stored; None while it is, or where none is asked."""
+        store = self.memory.store
+        return None if store is None else store.problem or store.snapshot_problem
 
     def stream(
         self,
@@ -148,19 +149,39 @@ class Session:
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         raw: bool = False,
-    ) -> Iterator[Chunk]:
+        pinned: bool = False,
+    ) -> Generator[Chunk, None, None]:
         """The answer, chunk by chunk; work begins when the first is asked for, and only as far as is asked for.
 
         prompt: a text is the next turn of the conversation, or, with `raw` or where the model has no chat template,
         the text that the model goes on with. A list of messages is a whole conversation, which becomes the session's.
-        Token ids are taken as they are. The last chunk alone has a finish_reason. The same prompt and sampling give the
+        Token ids are taken as they are. pinned: the memory is to keep the prompt, whatever else goes. The last chunk
+        alone has a finish_reason. The same prompt and sampling give the
         same text again on the same engine and threads; one with an answer in it may differ in rounding, by whether that
         answer was still in the slots from being generated or had to be read.
         Raises SettingsError for bad arguments, a closed or a busy session, ContextError if the prompt is longer than
-        the context: then nothing has changed. An engine's error is raised after a last chunk with what there was.
+        the context, or what is pinned fills the memory: then nothing has changed. An engine's error is raised after a
+        last chunk with what there was.
         """
         cancelled = self._newest = threading.Event()
-        return self._answer(_Request(prompt, raw, sampling, max_tokens, stop, ignore_eos), cancelled)
+        return self._answer(Request(prompt, raw, sampling, max_tokens, stop, ignore_eos, pinned), cancelled)
+
+    def resume(
+        self,
+        *,
+        sampling: Sampling = GREEDY,
+        max_tokens: int = 256,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        pinned: bool = False,
+    ) -> Generator[Chunk, None, None]:
+        """Go on with the unfinished turn: its answer from the beginning, what there was of it at once.
+
+        With the arguments that `stream` had, the same answer comes as if it had never been cut off. Raises
+        SettingsError where no turn is unfinished, and what `stream` raises.
+        """
+        cancelled = self._newest = threading.Event()
+        return self._answer(Request("", False, sampling, max_tokens, stop, ignore_eos, pinned, resumes=True), cancelled)
 
     async def astream(
         self,
@@ -171,6 +192,7 @@ class Session:
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         raw: bool = False,
+        pinned: bool = False,
     ) -> AsyncIterator[Chunk]:
         """`stream` for asyncio, run in a thread of its own, which computes a chunk only when one is awaited.
 
@@ -182,7 +204,7 @@ class Session:
                 await asyncio.sleep(0)
         if self._closing is not None:
             await asyncio.wait([asyncio.wrap_future(self._closing)])
-        answer = self._answer(_Request(prompt, raw, sampling, max_tokens, stop, ignore_eos), cancelled)
+        answer = self._answer(Request(prompt, raw, sampling, max_tokens, stop, ignore_eos, pinned), cancelled)
         loop = asyncio.get_running_loop()
         worker = ThreadPoolExecutor(1, "edgemem-answer")
         try:
@@ -201,17 +223,17 @@ class Session:
         self._newest.set()
 
     def reset(self) -> None:
-        """Forget the conversation and empty the slots. Raises SettingsError while an answer is running."""
+        """Forget the conversation, on disk too, and empty the slots. Raises SettingsError while an answer runs."""
         self._begin(threading.Event())
         try:
-            self.messages, self._slots = [], []
-            self.engine.truncate(0)
+            self.messages, self._said, self.unfinished = [], [], None
+            self.memory.reset()
         finally:
             self._end()
 
     def close(self) -> None:
-        """Free the engine, and the package if the session owns it. An answer that is running is cancelled first and
-        frees them as it ends."""
+        """Write a last snapshot, and free the engine, and store and package if the session owns them. An answer that is
+        running is cancelled first and frees them as it ends."""
         self._closed = True
         self.cancel()
         self._free()
@@ -222,16 +244,15 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _answer(self, request: _Request, cancelled: threading.Event) -> Generator[Chunk, None, None]:
-        """One answer's life. However it ends, slots and messages agree afterwards and the session is free again."""
+    def _answer(self, request: Request, cancelled: threading.Event) -> Generator[Chunk, None, None]:
+        """One answer's life. However it ends, memory, store and messages agree afterwards, and the session is free."""
         self._begin(cancelled)
         try:
-            timings = self.timings = Timings()
-            started = self._clock()
+            timings = self.timings = Timings(started=self._clock())
             ends = self._checked_ends(request)
-            writer = _Writer(TextStream(self.tokenizer, request.stop))
-            tokens, conversation = self._prepare(request)
-            generated = self._generate(tokens, request, cancelled, timings, started)
+            writer = Writer(TextStream(self.tokenizer, request.stop))
+            turn = self._prepare(request)
+            generated = answer_tokens(self.memory, turn, request, timings, cancelled.is_set, self._clock)
             began = ended = False
             problem: EdgememError | None = None
             try:
@@ -249,69 +270,81 @@ class Session:
             finally:
                 generated.close()
                 rest = writer.finish()
-                if began and conversation is not None:
-                    self.messages = [*conversation, {"role": "assistant", "content": writer.text}]
+                whole = not (ended or writer.stopped or problem)
+                problem = self._end_turn(turn.conversation, writer.text if began else None, whole=whole) or problem
             yield Chunk(*rest, _reason(problem, ended or writer.stopped, cancelled.is_set()))
+            if self._keeper is not None:
+                self._keeper.after_turn()
             if problem is not None:
                 raise problem
         finally:
             self._end()
 
-    def _generate(
-        self, tokens: list[int], request: _Request, cancelled: threading.Event, timings: Timings, started: float
-    ) -> Generator[int, None, None]:
-        """Consume what of the prompt is not in the slots yet, then yield new tokens; `_slots` follows the engine."""
-        engine, clock = self.engine, self._clock
-        kept = _kept(_common_prefix(self._slots, tokens), len(tokens))
-        del self._slots[kept:]
-        engine.truncate(kept)
-        timings.prompt_tokens = len(tokens)
-        while len(self._slots) < len(tokens):
-            if cancelled.is_set():
-                return
-            start = len(self._slots)
-            part, mark = tokens[start : start + _PREFILL_TOKENS - start % _PREFILL_TOKENS], clock()
-            engine.extend(np.array(part, dtype=np.int32))
-            self._slots += part
-            timings.prefill_tokens += len(part)
-            timings.prefill_ms += 1e3 * (clock() - mark)
-        if cancelled.is_set():
+    def _end_turn(self, conversation: list[Message] | None, answer: str | None, *, whole: bool) -> EdgememError | None:
+        """answer: None if there was no token of it. whole: its last token is part of it. Gives what went wrong."""
+        problem = None
+        if self.memory.endless and answer is None:
+            self.memory.forget_turn()
+        elif self.memory.endless and whole:
+            try:
+                self.memory.consume_pending()
+            except EdgememError as error:
+                problem = error
+        if conversation is None or answer is None:
+            self.memory.end_turn(None)
+            return problem
+        self.messages = [*conversation, {"role": "assistant", "content": answer}]
+        self._said = list(self.messages)
+        self.memory.end_turn(answer)
+        return problem
+
+    def _prepare(self, request: Request) -> Turn:
+        """The turn, which has begun when this returns. Raises what `stream` raises: then it has not."""
+        memory = self.memory
+        if request.resumes:
+            return self._resumed()
+        self._leave_unfinished()
+        turn = self._reader.turn(
+            request.prompt,
+            self.messages,
+            raw=request.raw,
+            changed=self.messages != self._said,
+            begins=memory.table.length == 0,
+        )
+        if memory.recalls:
+            turn = replace(turn, words=self._reader.own_words(request.prompt, turn))
+        count = len(turn.tokens)
+        memory.check(count, count if request.pinned else turn.opening, anew=turn.whole)
+        memory.begin_turn(turn.asked, whole=turn.whole)
+        return turn
+
+    def _resumed(self) -> Turn:
+        if self.unfinished is None:
+            raise SettingsError("no turn was cut off", do="ask something")
+        turn = self._reader.unfinished_turn(self.unfinished, self.messages, self._read_before)
+        self.unfinished = None
+        return turn
+
+    def _leave_unfinished(self) -> None:
+        """The turn that was cut off ends as if it had been cancelled there."""
+        cut, self.unfinished = self.unfinished, None
+        if cut is None:
             return
-        drawn: list[int] = []
-        decoded = engine.decode(Sampler(request.sampling, tokens), request.max_tokens)
-        try:
-            mark = clock()
-            for token in decoded:
-                now = clock()
-                if drawn:
-                    timings.decode_tokens += 1
-                    timings.decode_ms += 1e3 * (now - mark)
-                else:
-                    timings.time_to_first_token_ms = 1e3 * (now - started)
-                drawn.append(token.id)
-                yield token.id
-                if cancelled.is_set():
-                    return
-                mark = clock()
-        finally:
-            decoded.close()
-            self._slots += drawn[: engine.length - len(self._slots)]
+        said = [*(() if cut.whole else self.messages), *cut.messages]
+        answer = self.tokenizer.decode(cut.generated) if cut.generated else None
+        self._end_turn(said if cut.messages else None, answer, whole=False)
 
-    def _prepare(self, request: _Request) -> tuple[list[int], list[Message] | None]:
-        """The prompt's tokens, no more than the context has, and the conversation that they are, if any."""
-        tokens, conversation = self._reader.read(request.prompt, self.messages, raw=request.raw)
-        capacity = self.engine.capacity
-        if len(tokens) > capacity:
-            raise ContextError(
-                "the prompt is longer than the context",
-                got=f"{len(tokens)} tokens",
-                wanted=f"at most {capacity}",
-                do="shorten the prompt or leave out earlier messages, or open the session with a larger context "
-                f"(the model was trained for {self.engine.model.trained_context})",
-            )
-        return tokens, conversation
+    def _wake(self, store: Store, progress: Progress | None) -> None:
+        """Take up the store's conversation."""
+        woken, recovered = wake(self.memory, store, progress), store.recovered
+        self.messages = [*recovered.messages]
+        self._said = list(self.messages)
+        cut = self.unfinished = recovered.unfinished
+        if cut is not None and (woken.read is None or not (cut.messages or cut.generated)):
+            self._leave_unfinished()
+        self._read_before = woken.read or 0
 
-    def _checked_ends(self, request: _Request) -> frozenset[int]:
+    def _checked_ends(self, request: Request) -> frozenset[int]:
         if not isinstance(request.sampling, Sampling):
             raise SettingsError("sampling is no Sampling", got=type(request.sampling).__name__)
         if type(request.max_tokens) is not int or request.max_tokens < 1:
@@ -338,42 +371,17 @@ class Session:
             self._free()
 
     def _free(self) -> None:
-        """Close engine and package unless an answer still uses them; `_busy` then stays taken for good."""
-        if self._busy.acquire(blocking=False):
-            self.engine.close()
+        """Close all that is owned unless an answer still uses it; `_busy` then stays taken for good."""
+        if not self._busy.acquire(blocking=False):
+            return
+        with ExitStack() as closing:
             if self.package is not None:
-                self.package.close()
-
-
-class _Writer:
-    """Gathers tokens into chunks: a chunk goes out when there is text that is certain."""
-
-    def __init__(self, stream: TextStream) -> None:
-        self._stream = stream
-        self._parts: list[str] = []
-        self._unsent: list[int] = []
-
-    @property
-    def stopped(self) -> bool:
-        return self._stream.stopped
-
-    @property
-    def text(self) -> str:
-        return "".join(self._parts)
-
-    def take(self, token: int) -> Chunk | None:
-        self._unsent.append(token)
-        text = self._stream.push(token)
-        return Chunk(*self._sent(text)) if text else None
-
-    def finish(self) -> tuple[str, tuple[int, ...]]:
-        """The rest: text that was held back, and the tokens that no chunk has had."""
-        return self._sent(self._stream.finish())
-
-    def _sent(self, text: str) -> tuple[str, tuple[int, ...]]:
-        self._parts.append(text)
-        tokens, self._unsent = tuple(self._unsent), []
-        return text, tokens
+                closing.callback(self.package.close)
+            if self.memory.store is not None:
+                closing.callback(self.memory.store.close)
+            closing.callback(self.engine.close)
+            if self._keeper is not None:
+                self._keeper.take()
 
 
 def _reason(problem: EdgememError | None, stopped: bool, cancelled: bool) -> FinishReason:
@@ -382,24 +390,3 @@ def _reason(problem: EdgememError | None, stopped: bool, cancelled: bool) -> Fin
     if stopped:
         return "stop"
     return "cancelled" if cancelled else "length"
-
-
-def _common_prefix(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    for place, (left, right) in enumerate(zip(ours, theirs)):  # noqa: B905  # the shorter one ends it
-        if left != right:
-            return place
-    return min(len(ours), len(theirs))
-
-
-def _kept(common: int, count: int) -> int:
-    """How many of the `common` tokens stay in their slots for a prompt of `count` tokens."""
-    kept = min(common, count - 1)  # the last is always consumed anew: the engine's logits are those of the last extend
-    inside = kept % _PREFILL_TOKENS
-    kept -= inside % _PREFILL_STEP
-    alone = kept == count - 1 and kept % _PREFILL_TOKENS > 0
-    return kept - _PREFILL_STEP if alone else kept
-
-
-def _per_second(count: int, milliseconds: float) -> float:
-    return 1e3 * count / milliseconds if milliseconds > 0 else float("nan")

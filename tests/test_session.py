@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forced_engine import ForcedEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from edgemem.runtime.engine import KVState, Step, Token, Traffic
-from edgemem.runtime.errors import ContextError, EngineError, NumericError, SettingsError
+from edgemem.runtime.errors import ContextError, NumericError, SettingsError
 from edgemem.runtime.package import Package
 from edgemem.runtime.sampling import Sampler, Sampling
 from edgemem.runtime.session import Chunk, Session
@@ -28,62 +27,6 @@ from edgemem.runtime.tokenizer import TOKENIZER_FILES, Tokenizer
 
 QUESTION = "Where is the lamp?"
 WARM = Sampling(temperature=1.5, seed=7)
-
-
-class ForcedEngine:
-    """The Engine protocol over a list of tokens; `choose(history, place)` is its model."""
-
-    name = "forced"
-
-    def __init__(self, package: Package, choose: Callable[[list[int], int], int], capacity: int = 512) -> None:
-        self.model, self.layers, self.capacity = package.model, (0, package.model.layers), capacity
-        self.history: list[int] = []
-        self.closed = 0
-        self.on_consume: Callable[[int], None] = lambda length: None  # called before tokens are taken in
-        self._choose = choose
-
-    @property
-    def length(self) -> int:
-        return len(self.history)
-
-    def extend(self, inputs: NDArray[np.generic], *, surprisal: bool = False) -> Step:
-        if len(inputs) > self.capacity - self.length:
-            raise ContextError("full")
-        self.on_consume(self.length)
-        self.history += inputs.tolist()
-        return Step(logits=np.zeros(self.model.vocabulary, dtype=np.float32))
-
-    def decode(self, sampler: Sampler, limit: int, *, surprisal: bool = False) -> Iterator[Token]:
-        for place in range(limit):
-            logits = np.full(self.model.vocabulary, -100, dtype=np.float32)
-            logits[self._choose(self.history, place)] = 0
-            token = sampler.sample(logits)
-            yield Token(token, math.nan)
-            if place + 1 < limit:
-                if self.length == self.capacity:
-                    return
-                self.on_consume(self.length)
-                self.history.append(token)
-
-    def truncate(self, length: int) -> None:
-        if not 0 <= length <= self.length:
-            raise SettingsError("cannot truncate")
-        del self.history[length:]
-
-    def keep(self, slots: NDArray[np.int64]) -> None:
-        self.history = [self.history[slot] for slot in slots]
-
-    def state(self) -> KVState:
-        raise EngineError("none here")
-
-    def restore(self, state: KVState) -> None:
-        raise EngineError("none here")
-
-    def traffic(self) -> Traffic:
-        return Traffic(0, 0, 0)
-
-    def close(self) -> None:
-        self.closed += 1
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +98,7 @@ def test_a_prompt_in_parts_gives_what_one_part_gives(session: Session, monkeypat
     prompt = session.tokenizer.encode("The river ran slowly past the mill, and the miller counted the sacks")
     whole = list(session.stream(prompt, max_tokens=8))
     session.reset()
-    monkeypatch.setattr("edgemem.runtime.session._PREFILL_TOKENS", 5)
+    monkeypatch.setattr("edgemem.runtime.memory.memory.PART_TOKENS", 5)
     assert _ids(list(session.stream(prompt, max_tokens=8))) == _ids(whole)
     assert session.timings.prefill_tokens == len(prompt)
 
@@ -339,7 +282,7 @@ def test_cancel_from_another_thread_keeps_the_partial_answer(session: Session) -
 def test_cancel_during_prefill(
     forced: Callable[..., tuple[Session, ForcedEngine]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgemem.runtime.session._PREFILL_TOKENS", 10)
+    monkeypatch.setattr("edgemem.runtime.memory.memory.PART_TOKENS", 10)
     session, engine = forced("the lamp")
     engine.on_consume = lambda length: session.cancel() if length == 20 else None
     assert list(session.stream("word " * 20)) == [Chunk("", (), "cancelled")]
@@ -505,7 +448,7 @@ def test_slots_messages_and_engine_agree_whatever_happens(
             assert ending == "fail"
         assert got == wanted[: len(got)]
         assert ending != "finish" or got == wanted
-        assert session._slots == engine.history
+        assert session.memory.tokens == engine.history
 
 
 # --- settings, closing, timings ----------------------------------------------------------------------------------
@@ -685,7 +628,7 @@ def test_cancelling_the_task_cancels_the_answer_and_leaves_no_thread(
     asyncio.run(run())
     assert len(seen) == 3
     assert _wait_for(lambda: not _engine_threads())
-    assert session._slots == engine.history
+    assert session.memory.tokens == engine.history
     assert session.messages[-1]["content"].startswith(_text(seen))
     engine.on_consume = lambda length: None
     assert list(session.stream("On", max_tokens=2))[-1].finish_reason == "length"

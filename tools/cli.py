@@ -23,8 +23,10 @@ VERBS = {
     "compile": "turn model files into a package for this device",
     "run": "answer one prompt and report the speed",
     "chat": "talk with a model",
+    "memory": "look at a stored conversation, or forget it",
     "inspect": "show what is inside a package or model file",
     "eval": "measure the quality of a package on a text",
+    "profile": "measure how much of the memory bandwidth this device delivers",
     "doctor": "say what this machine has and what is missing",
 }
 

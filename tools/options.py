@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from edgemem.runtime.errors import ContextError
 from edgemem.tools.providers import SHORT_NAMES, provider_names
@@ -13,6 +13,8 @@ from edgemem.tools.source import expanded, locate_package
 
 if TYPE_CHECKING:
     from edgemem.runtime.package import Package
+    from edgemem.runtime.retention.recall import RecallSettings
+    from edgemem.runtime.retention.settings import RetentionSettings
     from edgemem.runtime.sampling import Sampling
     from edgemem.runtime.session import Session
 
@@ -54,6 +56,48 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("memory")
+    group.add_argument(
+        "--memory",
+        choices=("full", "window", "entropy"),
+        help="what stays when the slots are full: all, so that the conversation ends (full, the default); the first "
+        "and the newest (window); the first, the most surprising and the newest (entropy)",
+    )
+    group.add_argument("--budget", type=positive, metavar="N", help="slots held at most (-c, or 1024)")
+    group.add_argument("--sinks", type=whole, metavar="N", help="first slots that always stay (4)")
+    group.add_argument("--recent", type=whole, metavar="N", help="newest slots that entropy always keeps (0)")
+    group.add_argument("--decay", type=float, metavar="X", help="of a slot's surprisal at each turn's end (0.9)")
+    group.add_argument(
+        "--recall", action="store_true", help="bring back what a question is about, of what is gone; not with --store"
+    )
+    group.add_argument(
+        "--store", type=file_path, metavar="DIR", help="keep the conversation in this folder, and go on with it"
+    )
+
+
+def recall_of(args: argparse.Namespace) -> RecallSettings | None:
+    """Where what is evicted is put away; None where it is gone."""
+    from edgemem.runtime.retention.recall import RecallSettings
+
+    return RecallSettings() if args.recall else None
+
+
+def memory_of(args: argparse.Namespace) -> RetentionSettings | None:
+    """What stays of the conversation; None where nothing was said about it."""
+    from edgemem.runtime.retention.settings import RetentionSettings
+
+    given = {name: getattr(args, name) for name in ("budget", "sinks", "recent", "decay")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.memory is None:
+        if given:
+            args.usage_error(f"--{next(iter(given))} needs --memory")
+        return None
+    if args.ctx_size is not None or args.memory == "full":
+        given.setdefault("budget", args.ctx_size or 4096)
+    return RetentionSettings(policy=args.memory, **given)
+
+
 def model_name(args: argparse.Namespace) -> str:
     """What the user calls the package; ends with a usage error where it was given twice or not at all."""
     if args.package and args.model:
@@ -64,7 +108,8 @@ def model_name(args: argparse.Namespace) -> str:
     return str(name)
 
 
-def open_session(args: argparse.Namespace) -> Session:
+def open_session(args: argparse.Namespace, **memory: Any) -> Session:
+    """memory: what else Session.open takes."""
     from edgemem.runtime.session import Session
 
     return Session.open(
@@ -74,6 +119,7 @@ def open_session(args: argparse.Namespace) -> Session:
         threads=args.threads,
         providers=provider_names(args.providers),
         kv=args.kv,
+        **memory,
     )
 
 
@@ -97,6 +143,9 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 
 def in_flags(error: ContextError, session: Session) -> ContextError:
     """The same error with advice in the words of the command line."""
+    if session.memory.endless:
+        do = "say less, give a shorter --system, or a larger --budget"
+        return ContextError(error.what, where=error.where, got=error.got, wanted=error.wanted, do=do)
     most = package_of(session).manifest.max_context
     larger = f", or give a larger context (-c, at most {most})" if session.engine.capacity < most else ""
     return ContextError(error.what, where=error.where, got=error.got, wanted=error.wanted, do=f"say less{larger}")
@@ -106,6 +155,13 @@ def positive(text: str) -> int:
     """A whole number from 1, for argparse."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """A whole number from 0, for argparse."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
     return int(text)
 
 
