@@ -1,0 +1,1 @@
+"""What retention policies keep, and what it is worth: generated tasks, runs on a model, statistics, report."""
