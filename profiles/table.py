@@ -145,7 +145,7 @@ class Brief:
 def brief(found: Sequence[Row]) -> Brief:
     """Of rows, of which there is at least one; the engine and the context always have their columns."""
     texts = {column.header: [column.text(row) for row in found] for column in COLUMNS}
-    shared = [name for name in ("model", "size", "arm", "threads") if len(set(texts[name])) == 1]
+    shared = [name for name in ("model", "size", "arm", "threads") if len(set(texts[name])) == 1 and texts[name][0]]
     missing: dict[str, list[str]] = {}  # by what its cells say
     for column in COLUMNS:
         if column.of_row is None and set(texts[column.header]) <= {column.missing, NO_FIGURE}:

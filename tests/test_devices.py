@@ -157,6 +157,12 @@ def test_a_users_file_or_folder_adds_devices(tmp_path: Path) -> None:
     assert device.l2_bytes is None
 
 
+def test_a_folder_without_device_files_is_refused(tmp_path: Path) -> None:
+    user_file(tmp_path, filename="laptop.yml")
+    with pytest.raises(FileError, match="no device files"):
+        DeviceTable.load([tmp_path])
+
+
 def test_a_shipped_device_is_replaced_only_on_purpose(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="described twice"):
         DeviceTable.load([user_file(tmp_path, "rtx-4090")])

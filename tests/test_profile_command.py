@@ -187,6 +187,23 @@ def test_unknown_weights_are_refused() -> None:
         parse_weights("int5")
 
 
+@pytest.mark.parametrize(("weights", "said"), [("int8,int8", "each once"), (",", "none"), ("int8,int5", "int5")])
+def test_bad_weights_are_refused_before_any_package_is_written(
+    weights: str, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert said in refused(capsys, "smollm2-135m", *SMALL, "--weights", weights, "--cache", tmp_path / "shapes")
+    assert not (tmp_path / "shapes").exists()
+
+
+@pytest.mark.parametrize("flags", [("--steps", "1"), ("--engines", "abacus"), ("--contexts", ",")])
+def test_bad_settings_are_refused_before_any_package_is_written(
+    flags: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("smollm2-135m", *SMALL, "--weights", "int8", "--cache", tmp_path / "shapes")
+    assert "out of range" in refused(capsys, *words, *flags)
+    assert not (tmp_path / "shapes").exists()
+
+
 def test_default_contexts_are_those_that_fit(tiny_package: Path) -> None:
     packages = find_packages(str(tiny_package), None, 0, None, lambda stage, share: None)
     (longest,) = contexts_that_fit(packages, (100_000,), 8)
@@ -280,6 +297,8 @@ def test_devices_lists_shipped_and_own(tmp_path: Path, capsys: pytest.CaptureFix
         ["compare", "only-one.json"],
         ["predict", "--shape", "qwen2.5-7b"],
         ["predict", "--shape", "qwen2.5-7b", "--peak", "nan"],
+        ["predict", "--shape", "qwen2.5-7b", "--peak", "1e-300"],
+        ["predict", "--shape", "qwen2.5-7b", "--peak", "1e300"],
         ["predict", "--shape", "smollm2-135m", "--peak", "9", "--context", "99999"],
         ["report"],
     ],

@@ -150,6 +150,12 @@ def test_brief_says_in_words_what_columns_would_repeat() -> None:
     assert table.missing == "no datasheet: of datasheet; not measured: launch ms, W, J/token, °C, clocks moved"
 
 
+def test_brief_does_not_name_what_is_empty_in_all_rows() -> None:
+    table = brief(rows(record(unmeasured(replace(KEY, engine="cuda", arm=""), "skipped", "no engine"))))
+    assert "arm" not in table.shared
+    assert "arm" not in table.headers
+
+
 def test_brief_keeps_a_column_that_one_row_has() -> None:
     table = brief(rows(record(measured(telemetry=TELEMETRY), measured(replace(KEY, engine="onnx"), 2.0))))
     assert [line[table.headers.index("W")] for line in table.texts] == ["15.0", "not measured"]

@@ -106,6 +106,6 @@ def _bandwidth(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no bandwidth in GB/s")
+    if not 1e-3 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no bandwidth from 0.001 to 1000000 GB/s")
     return value

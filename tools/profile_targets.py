@@ -14,6 +14,7 @@ from edgemem.profiles.shapes import SHAPES, shape
 from edgemem.profiles.targets import ProfiledPackage
 from edgemem.runtime.errors import SettingsError
 from edgemem.runtime.manifest import MANIFEST_FILE
+from edgemem.runtime.model import ModelSpec
 from edgemem.runtime.package import Package
 from edgemem.tools.console import Progress, note
 from edgemem.tools.source import cache_folder, locate_package
@@ -45,7 +46,16 @@ def find_packages(
         else:
             return [ProfiledPackage(path.name.removesuffix(".edgemem"), path)]
     folder = cache_folder() / "shapes" if cache is None else cache
-    return [_random_package(text, kind, seed, folder, progress) for kind in weights or _DEFAULT_WEIGHTS]
+    spec, kinds = shape(text), _DEFAULT_WEIGHTS if weights is None else weights
+    precisions = {kind: parse_weights(kind) for kind in kinds}  # all, before the first package is written
+    if not kinds or len(precisions) != len(kinds):
+        raise SettingsError("bad weights", got=", ".join(kinds) or "none", wanted="at least one kind, each once")
+    return [
+        _random_package(
+            f"{text}-{kind}", folder / f"{text}-{precision}-seed{seed}.edgemem", spec, precision, seed, progress
+        )
+        for kind, precision in precisions.items()
+    ]
 
 
 def contexts_that_fit(packages: Sequence[ProfiledPackage], contexts: Sequence[int], steps: int) -> tuple[int, ...]:
@@ -54,19 +64,19 @@ def contexts_that_fit(packages: Sequence[ProfiledPackage], contexts: Sequence[in
     return tuple(context for context in contexts if context <= room) or (max(room, 1),)
 
 
-def _random_package(name: str, weights: str, seed: int, folder: Path, progress: Progress) -> ProfiledPackage:
-    """Written once for each shape, precision and seed."""
-    spec, precision = shape(name), parse_weights(weights)
-    path = folder / f"{name}-{precision}-seed{seed}.edgemem"
+def _random_package(
+    name: str, path: Path, spec: ModelSpec, precision: Precision, seed: int, progress: Progress
+) -> ProfiledPackage:
+    """Written once for each path, which says shape, precision and seed."""
     if not os.path.exists(path / MANIFEST_FILE):
         write_random_package(
             path,
             spec,
             weights=precision,
             seed=seed,
-            progress=lambda stage, share: progress(f"{stage} {weights} weights", share),
+            progress=lambda stage, share: progress(f"{stage} {name} weights", share),
         )
-    return ProfiledPackage(f"{name}-{weights}", path, "shape")
+    return ProfiledPackage(name, path, "shape")
 
 
 def parse_weights(text: str) -> Precision:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from edgemem.tools import profile_prediction
 from edgemem.tools.options import file_path
 from edgemem.tools.profile_flags import add_device_files, add_formats
-
-
-class Verb(NamedTuple):
-    """summary: also the description of its help."""
-
-    summary: str
-    configure: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+from edgemem.tools.verbs import Verb
 
 
 def _configure_compare(parser: argparse.ArgumentParser) -> None:

@@ -139,7 +139,10 @@ def _add(known: dict[str, Device], device: Device, where: object) -> None:
 def _yaml_files(paths: Iterable[Path]) -> Iterable[Path]:
     for path in paths:
         if path.is_dir():
-            yield from sorted(path.glob("*.yaml"))
+            found = sorted(path.glob("*.yaml"))
+            if not found:
+                raise FileError("the folder holds no device files", where=path, wanted="files named *.yaml")
+            yield from found
         else:
             yield path
 

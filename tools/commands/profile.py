@@ -16,18 +16,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from edgemem.tools.options import file_path, names, positive
 from edgemem.tools.profile_flags import add_device_files, add_formats
 from edgemem.tools.profile_verbs import VERBS
+from edgemem.tools.verbs import dispatch_verbs
 
 if TYPE_CHECKING:
     from edgemem.profiles.environment import Environment
     from edgemem.profiles.profiler import Outcome, Progress
     from edgemem.profiles.settings import ProfileSettings
-    from edgemem.profiles.targets import ProfiledPackage
 
 _CONTEXTS, _SESSIONS, _STEPS = (512, 2048), 5, 64  # some two minutes for a small model on two cores
 _QUICK_CONTEXTS, _QUICK_SESSIONS, _QUICK_STEPS = (512,), 3, 32
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--out", type=file_path, metavar="DIR", help="write record, tables and report; resume what is there"
     )
     add_formats(parser, "json", "jsonl", "csv", "md")
-    _dispatch_verbs(parser)
+    dispatch_verbs(parser, VERBS)
 
 
 def _add_grid(parser: argparse.ArgumentParser) -> None:
@@ -73,23 +73,6 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
     )
     grid.add_argument("--kv", choices=("fp16", "int8"), help="keys and values of the native engine (fp16)")
     grid.add_argument("--seed", type=_whole, default=0, metavar="N", help="of prompt, order and random weights (0)")
-
-
-def _dispatch_verbs(parser: argparse.ArgumentParser) -> None:
-    """A first word that is a verb has its own parser. argparse's subcommands cannot stand beside a PACKAGE."""
-    own_parse = parser.parse_known_args
-
-    def parse(words: Sequence[str], namespace: argparse.Namespace | None = None) -> Any:
-        if not words or words[0] not in VERBS:
-            return own_parse(words, namespace)
-        verb = VERBS[words[0]]
-        own = argparse.ArgumentParser(prog=f"{parser.prog} {words[0]}", description=verb.summary)
-        own.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        own.set_defaults(run=verb.run, usage_error=own.error)
-        verb.configure(own)
-        return own.parse_known_args(words[1:], namespace)
-
-    parser.parse_known_args = parse  # type: ignore[assignment, method-assign]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -119,26 +102,30 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> Outcome:
+    from dataclasses import replace
+
     from edgemem.profiles.profiler import run_profile
     from edgemem.tools.console import progress_bar
-    from edgemem.tools.profile_targets import find_packages
+    from edgemem.tools.profile_targets import contexts_that_fit, find_packages
 
-    environment = _environment(args)  # first: a wrong --device shall not cost the writing of a package
+    environment, settings = _environment(args), _settings(args)  # first: a wrong flag shall not cost writing a package
     with progress_bar() as progress:
         packages = find_packages(args.target, args.weights, args.seed, args.cache, progress)
-        settings = _settings(args, packages)
+        if args.contexts is None:
+            fitting = contexts_that_fit(packages, settings.contexts, settings.steps)
+            settings = replace(settings, contexts=fitting)
         return run_profile(settings, packages, environment, args.out, lambda now: _show(now, progress))
 
 
-def _settings(args: argparse.Namespace, packages: Sequence[ProfiledPackage]) -> ProfileSettings:
+def _settings(args: argparse.Namespace) -> ProfileSettings:
+    """As asked; the usual contexts may be longer than a package's."""
     from edgemem.profiles.settings import ProfileSettings
-    from edgemem.tools.profile_targets import contexts_that_fit
 
     steps = args.steps or (_QUICK_STEPS if args.quick else _STEPS)
     usual = _QUICK_CONTEXTS if args.quick else _CONTEXTS
     return ProfileSettings(
         engines=tuple(args.engines),
-        contexts=tuple(args.contexts or contexts_that_fit(packages, usual, steps)),
+        contexts=usual if args.contexts is None else args.contexts,
         sessions=args.sessions or (_QUICK_SESSIONS if args.quick else _SESSIONS),
         steps=steps,
         graphs=args.graphs,
