@@ -221,6 +221,47 @@ def test_stats_count_what_the_session_counted(
     assert "all sound" in out
 
 
+def test_stats_count_evictions_that_leave_only_the_first_slots(
+    folder: Path, tiny_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrow = RetentionSettings(policy="window", budget=40)
+    with Session.open(tiny_package, memory=narrow, store=folder, threads=1) as session:
+        list(session.stream("The river " * 20, raw=True, max_tokens=4, ignore_eos=True))
+        wanted = session.memory.evictions, session.memory.evicted
+    assert wanted[0] > 1
+    assert main(["memory", "stats", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["evictions"], found["evicted"]) == wanted
+
+
+def test_a_page_that_cannot_be_written_is_an_error_in_plain_words(
+    chat: Chat, folder: Path, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat("Hi")
+    assert main(["memory", "show", str(folder), "-m", str(tiny_package), "--html", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert "cannot be written" in err
+    assert "bug" not in err
+
+
+def test_a_full_memory_of_a_given_budget_says_to_raise_that(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
+    assert chat("The river " * 20, flags=["--memory", "full", "--budget", "16"]) == 1
+    assert "(--budget, at most" in capsys.readouterr().err
+
+
+def test_forgetting_on_a_full_disk_says_that_it_did_not(
+    chat: Chat, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat("Hi", "Ho")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StoreError, match="cannot be forgotten"):
+        forget_last(folder, 1)
+
+
 def test_forgetting_the_last_turns_leaves_what_was_before(chat: Chat, folder: Path, tiny_package: Path) -> None:
     questions, roomy = ("Hi", "Ho", "He", "Ha"), replace(SETTINGS, budget=200)
 

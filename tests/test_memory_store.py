@@ -137,6 +137,30 @@ def test_another_policy_goes_on_from_the_same_slots(opened: Callable[..., Sessio
         assert session.engine.length <= 40
 
 
+@pytest.mark.parametrize("policy", ["window", "full"])
+def test_an_answer_that_was_cut_off_beyond_a_smaller_budget_ends(
+    opened: Callable[..., Session], tmp_path: Path, policy: str
+) -> None:
+    cut = tmp_path / "cut"
+    with opened() as session:
+        answer = session.stream(QUESTIONS[0], max_tokens=30, ignore_eos=True)
+        for _ in range(12):
+            next(answer)
+        assert session.memory.store is not None
+        session.memory.store.flush()
+        shutil.copytree(tmp_path / "store", cut)
+        held = session.memory.table.length
+        answer.close()
+    smaller = RetentionSettings(policy=policy, budget=held - 4, margin=4)  # type: ignore[arg-type]
+    with opened(smaller, cut, context=96) as session:
+        assert session.unfinished is not None
+        reasons = [chunk.finish_reason for chunk in session.resume(max_tokens=100, ignore_eos=True)]
+        assert reasons[-1] == "length"
+        if policy == "window":
+            assert session.memory.evictions > 0
+            assert session.engine.length <= held - 4
+
+
 def test_a_smaller_cache_is_refused_with_the_reason(opened: Callable[..., Session], tmp_path: Path) -> None:
     with opened() as session:
         say(session, *QUESTIONS)

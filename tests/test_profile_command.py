@@ -19,7 +19,7 @@ from edgemem.profiles.record_file import read_record, write_record
 from edgemem.profiles.shapes import SHAPES
 from edgemem.runtime.errors import FileError, SettingsError
 from edgemem.tools.cli import main
-from edgemem.tools.profile_output import write_files
+from edgemem.tools.profile_output import write_files, write_text
 from edgemem.tools.profile_targets import contexts_that_fit, find_packages, parse_weights
 
 SMALL = ("--engines", "native", "--sessions", "2", "--steps", "8", "--contexts", "16", "--threads", "1")
@@ -328,3 +328,9 @@ def test_a_folder_that_cannot_be_written_leaves_no_half_file(tmp_path: Path) -> 
     with pytest.raises(FileError, match=r"table\.csv"):
         write_files(record(), tmp_path / "out")
     assert {entry.name for entry in (tmp_path / "out").iterdir()} == {"record.json", "table.md", "table.csv"}
+
+
+def test_a_file_in_place_of_a_folder_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot be written"):
+        write_text(tmp_path / "file" / "report.html", "")

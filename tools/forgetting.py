@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edgemem.runtime.errors import StoreError
 from edgemem.runtime.store import Entry, Store, StoreSettings, Tokens, TurnBegin, TurnEnd
 from edgemem.runtime.store.upkeep import look
 
@@ -38,7 +39,8 @@ def forget_last(folder: Path, count: int) -> int:
             store.begin_turn(left[:-1], whole=True)
             store.end_turn(left[-1]["content"])
         if store.problem is not None:
-            raise store.problem
+            problem = store.problem
+            raise StoreError("the turns cannot be forgotten", where=folder, got=problem.got, do=problem.do)
     return len(left)
 
 

@@ -141,13 +141,14 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
     )
 
 
-def in_flags(error: ContextError, session: Session) -> ContextError:
-    """The same error with advice in the words of the command line."""
+def in_flags(error: ContextError, session: Session, *, flag: str = "-c") -> ContextError:
+    """The same error with advice in the words of the command line. flag: the one that bounds the context."""
     if session.memory.endless:
         do = "say less, give a shorter --system, or a larger --budget"
         return ContextError(error.what, where=error.where, got=error.got, wanted=error.wanted, do=do)
     most = package_of(session).manifest.max_context
-    larger = f", or give a larger context (-c, at most {most})" if session.engine.capacity < most else ""
+    grows = session.memory.settings.budget < most
+    larger = f", or give a larger context ({flag}, at most {most})" if grows else ""
     return ContextError(error.what, where=error.where, got=error.got, wanted=error.wanted, do=f"say less{larger}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from edgemem.profiles.html_report import html_report
@@ -69,7 +70,8 @@ def _write(path: Path, fill: Callable[[Path], object]) -> None:
         fill(partial)
         os.replace(partial, path)
     except OSError as problem:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder is a file, there is nothing to remove either
+            partial.unlink(missing_ok=True)
         raise FileError(
             "the report cannot be written",
             where=path,

@@ -186,7 +186,8 @@ class Memory:
                 if not self.endless:
                     return
                 self.consume_pending()
-            count = min(limit, budget - self.table.length + 1)  # the last one needs no slot
+            # The last one needs no slot; a conversation of a larger budget may have come back with more than this one.
+            count = max(1, min(limit, budget - self.table.length + 1))
             yield from self._decode(sampler, count)
             limit -= count
 

@@ -146,7 +146,8 @@ class _Chat:
                     print(chunk.text, end="", flush=True)
                     reason = chunk.finish_reason
         except ContextError as error:
-            note(f"{in_flags(error, session)}\n  or /reset to begin anew")
+            flag = "-c" if self._args.budget is None else "--budget"
+            note(f"{in_flags(error, session, flag=flag)}\n  or /reset to begin anew")
             self.refused = True
             return
         print()

@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +54,14 @@ def _show(args: argparse.Namespace) -> int:
 
     from edgemem.runtime.store.upkeep import look
     from edgemem.tools.memory_view import facts_of, held_cells, page, terminal_text
+    from edgemem.tools.profile_output import write_text
 
     seen = look(args.folder)
     held, sinks = seen.conversation.held, _sinks(seen)
     cells = held_cells(held, sinks, _tokenizer(seen.header.identity, args.model))
     facts = facts_of(held, sinks, seen.conversation.tokens)
     if args.html is not None:
-        args.html.write_text(page(cells, f"The memory in {args.folder}", facts), encoding="utf-8")
+        write_text(args.html, page(cells, f"The memory in {args.folder}", facts))
         print(f"wrote {args.html}")
         return 0
     console = Console(highlight=False, soft_wrap=True)
@@ -74,9 +76,9 @@ def _stats(args: argparse.Namespace) -> int:
 
     seen = look(args.folder)
     conversation, policy = seen.conversation, seen.header.policy
-    evictions, evicted = _evictions(args.folder)
+    evictions, evicted = _evictions(args.folder, endless=policy.get("policy") != "full")
     journal, snapshots = (_bytes_of(args.folder, prefix) for prefix in ("journal", "snapshot"))
-    newest = seen.snapshots[0] if seen.snapshots else None
+    newest = next((frame for frame in seen.snapshots if frame <= seen.last), None)  # repair leaves later ones behind
     numbers = {
         "turns": conversation.turns,
         "turn_under_way": conversation.unfinished is not None,
@@ -144,18 +146,21 @@ def _sinks(seen: Look) -> int:
     return sinks if type(sinks) is int else 0
 
 
-def _evictions(folder: Path) -> tuple[int, int]:
-    """How often slots were given up in favour of others, and how many in all; what was truncated does not count."""
+def _evictions(folder: Path, *, endless: bool) -> tuple[int, int]:
+    """How often slots were given up in favour of others, and how many in all; what was truncated does not count.
+
+    Where only the first slots stay it may be either: an endless memory evicts for tokens, which come next.
+    """
     from edgemem.runtime.store import Keep, Tokens
     from edgemem.runtime.store.upkeep import read_history
 
     evictions = evicted = length = 0
-    for entry in read_history(folder):
+    for entry, following in pairwise(chain(read_history(folder), [None])):
         if isinstance(entry, Tokens):
             length += len(entry.ids)
         elif isinstance(entry, Keep):
             kept = len(entry.slots)
-            if kept and int(entry.slots[-1]) >= kept:
+            if kept and (int(entry.slots[-1]) >= kept or (endless and isinstance(following, Tokens))):
                 evictions, evicted = evictions + 1, evicted + length - kept
             length = kept
     return evictions, evicted
