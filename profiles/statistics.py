@@ -12,6 +12,7 @@ import numpy as np
 from edgemem.profiles.bootstrap import Interval, interval, resampled_medians
 from edgemem.profiles.peaks import best, block_shares, resampled_shares, session_peak
 from edgemem.profiles.record import Cell, DeviceRecord, Record, Session, StepBytes
+from edgemem.runtime.token_prefix import common_prefix
 
 CACHE_TIMES = 4  # a step that streams less than this many last-level caches may be served by them in part
 CLOCK_MOVE = 0.05
@@ -142,7 +143,7 @@ def versus(cell: Cell, other: Cell) -> Versus:
         sessions=len(pairs),
         times_as_fast=statistics.median(ratios),
         interval=interval(theirs / ours),
-        equal_tokens=min(equal_tokens(mine.tokens, its.tokens) for mine, its in pairs),
+        equal_tokens=min(common_prefix(mine.tokens, its.tokens) for mine, its in pairs),
     )
 
 
@@ -188,14 +189,6 @@ def tokens_differ(record: Record, cell: Cell) -> bool:
     """Whether the greedy tokens of the arms of this cell's engine, in all sessions, are not all the same."""
     arms = [other for other in (cell, *_beside(record, cell)) if other.key.engine == cell.key.engine]
     return len({session.tokens for arm in arms for session in arm.sessions}) > 1
-
-
-def equal_tokens(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """How many first tokens are the same."""
-    for index, (mine, its) in enumerate(zip(ours, theirs, strict=False)):
-        if mine != its:
-            return index
-    return min(len(ours), len(theirs))
 
 
 def power(sessions: Iterable[Session]) -> tuple[float | None, float | None]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from edgemem.profiles.bootstrap import Interval
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgemem.profiles.bootstrap import Interval
 
 
 def number_text(value: float) -> str:
@@ -11,10 +14,10 @@ def number_text(value: float) -> str:
 
 
 def size_text(count: float) -> str:
-    """Bytes in decimal units, as memory bandwidths are quoted: `98.4 MB`."""
+    """Bytes in decimal units, as disks and memory bandwidths are quoted: `98.4 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
-            return f"{count:.3g} {unit}"
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemem.runtime.memory.memory import common_prefix
 from edgemem.runtime.prompt import Prompt, PromptReader
 from edgemem.runtime.store import Role, Unfinished
 from edgemem.runtime.template import Message
+from edgemem.runtime.token_prefix import common_prefix
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,10 @@ from runnable_packages import plain_model
 from edgemem.compiler.checkpoint import open_checkpoint
 from edgemem.profiles.process import last_words
 from edgemem.runtime.errors import EngineError, SettingsError
+from edgemem.runtime.token_prefix import common_prefix
 from edgemem.tools import bench_peers
 from edgemem.tools.peers import comparison as comparison_module
-from edgemem.tools.peers.comparison import Comparison, common_length
+from edgemem.tools.peers.comparison import Comparison
 from edgemem.tools.peers.environments import RUNTIMES, prepare
 from edgemem.tools.peers.models import BenchModel, compiled
 from edgemem.tools.peers.process import Outcome, read_lines, run_adapter
@@ -119,8 +120,8 @@ def test_p99_is_by_nearest_rank() -> None:
     assert p99([3.0, 1.0, 2.0]) == 3.0
 
 
-def test_common_length() -> None:
-    assert [common_length([1, 2, 3], other) for other in ([1, 2, 3], [1, 2, 4], [2], [1, 2], [])] == [3, 2, 0, 2, 0]
+def test_common_prefix() -> None:
+    assert [common_prefix([1, 2, 3], other) for other in ([1, 2, 3], [1, 2, 4], [2], [1, 2], [])] == [3, 2, 0, 2, 0]
 
 
 # tables

@@ -15,7 +15,8 @@ from profile_records import BYTES, DEVICE, GB, KEY, cell, record, session, unmea
 from edgemem.profiles.bootstrap import interval, resampled_medians
 from edgemem.profiles.peaks import best, block_shares, peaks_beside
 from edgemem.profiles.record import Block, Cell, Record, Session, Sweep, Telemetry
-from edgemem.profiles.statistics import Figures, equal_tokens, figures, percentile
+from edgemem.profiles.statistics import Figures, figures, percentile
+from edgemem.runtime.token_prefix import common_prefix
 
 STEPS = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=6)
 
@@ -244,7 +245,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     ("ours", "theirs", "same"), [((), (), 0), ((1, 2), (1, 2), 2), ((1, 2), (1,), 1), ((1, 2), (3, 2), 0)]
 )
 def test_equal_tokens(ours: tuple[int, ...], theirs: tuple[int, ...], same: int) -> None:
-    assert equal_tokens(ours, theirs) == same
+    assert common_prefix(ours, theirs) == same
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1))

@@ -47,15 +47,6 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def size_text(count: float) -> str:
-    """Bytes in decimal units, as disks and memory bandwidths are quoted: `98.4 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
 @contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
     """A bar per stage on a terminal, one line per stage on another stderr, nothing where quiet."""

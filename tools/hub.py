@@ -22,8 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from edgemem.profiles.units import size_text
 from edgemem.runtime.errors import DownloadError
-from edgemem.tools.console import progress_bar, size_text
+from edgemem.tools.console import progress_bar
 from edgemem.tools.source import HubModel, cache_folder
 
 if TYPE_CHECKING:

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _amount(given: Input) -> str:
-    from edgemem.tools.console import size_text
+    from edgemem.profiles.units import size_text
 
     if given.unit.startswith("bytes"):
         return size_text(given.value) + given.unit.removeprefix("bytes")

@@ -22,6 +22,7 @@ from edgemem.runtime.retention.slots import SlotTable
 from edgemem.runtime.sampling import Sampler
 from edgemem.runtime.store import Role, Store
 from edgemem.runtime.template import Message
+from edgemem.runtime.token_prefix import common_prefix
 
 # Consumed at once; without eviction from slots 0, 128, 256 ... on. Engines round by how many tokens come together, so
 # there a prompt is taken up again only at multiples of the second number within those parts, and never by its last
@@ -295,14 +296,6 @@ def checked_settings(
         wanted = "a policy that evicts, and no store: its journal does not know what was recalled"
         raise SettingsError("recall does not go with this memory", got=settings.policy, wanted=wanted)
     return settings
-
-
-def common_prefix(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    for place, (left, right) in enumerate(zip(ours, theirs)):  # noqa: B905  # the shorter one ends it
-        if left != right:
-            return place
-    return min(len(ours), len(theirs))
 
 
 def _kept(common: int, count: int) -> int:

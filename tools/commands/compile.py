@@ -146,7 +146,8 @@ def _stages(args: argparse.Namespace, source: Path) -> tuple[int, ...]:
 def _report(args: argparse.Namespace, out: Path, manifest: Manifest, seconds: float) -> None:
     from dataclasses import asdict
 
-    from edgemem.tools.console import print_facts, print_json, size_text
+    from edgemem.profiles.units import size_text
+    from edgemem.tools.console import print_facts, print_json
     from edgemem.tools.contents import package_totals
 
     totals, quality = package_totals(manifest), manifest.quality

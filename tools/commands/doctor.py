@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(report: dict[str, Any]) -> None:
-    from edgemem.tools.console import print_facts, print_table, size_text
+    from edgemem.profiles.units import size_text
+    from edgemem.tools.console import print_facts, print_table
     from edgemem.tools.machine_report import LIBRARIES
 
     cpu, cache = report["cpu"], report["cache"]

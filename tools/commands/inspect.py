@@ -73,7 +73,7 @@ def _package(args: argparse.Namespace, path: Path) -> int:
 
 
 def _package_facts(manifest: Manifest, args: argparse.Namespace, step: dict[str, Any]) -> list[tuple[str, object]]:
-    from edgemem.tools.console import size_text
+    from edgemem.profiles.units import size_text
     from edgemem.tools.contents import package_totals
 
     totals = package_totals(manifest)
@@ -159,7 +159,8 @@ def _checkpoint(args: argparse.Namespace, path: Path) -> int:
 
 
 def _print_runs(title: str, runs: list[TensorRun]) -> None:
-    from edgemem.tools.console import print_table, size_text
+    from edgemem.profiles.units import size_text
+    from edgemem.tools.console import print_table
 
     headers = ("layers", "tensor", "shape", "precision", "bytes")
     rows = [

@@ -71,8 +71,9 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
+    from edgemem.profiles.units import size_text
     from edgemem.runtime.store.upkeep import look
-    from edgemem.tools.console import print_facts, print_json, size_text
+    from edgemem.tools.console import print_facts, print_json
 
     seen = look(args.folder)
     conversation, policy = seen.conversation, seen.header.policy
@@ -127,8 +128,8 @@ def _forget(args: argparse.Namespace) -> int:
 
 
 def _repair(args: argparse.Namespace) -> int:
+    from edgemem.profiles.units import size_text
     from edgemem.runtime.store.upkeep import repair
-    from edgemem.tools.console import size_text
 
     cut = repair(args.folder)
     print(f"{size_text(cut)} set aside in {args.folder / 'journal.cut'}" if cut else "the journal is sound")

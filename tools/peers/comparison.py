@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -14,6 +13,7 @@ from edgemem.profiles.cpu_model import cpu_model
 from edgemem.runtime.errors import EdgememError
 from edgemem.runtime.kv_cache import KV_ELEMENT_BYTES
 from edgemem.runtime.machine import usable_cores
+from edgemem.runtime.token_prefix import common_prefix
 from edgemem.tools.console import note
 from edgemem.tools.peers.environments import RUNTIMES, Environment, prepare
 from edgemem.tools.peers.models import BenchModel
@@ -143,7 +143,7 @@ class Comparison:
             if base is None or not self.models[model].real or name == BASE:
                 continue
             counts = {
-                test: min(common_length(outcome.ids[test], ids) for outcome in outcomes.values())
+                test: min(common_prefix(outcome.ids[test], ids) for outcome in outcomes.values())
                 for test, ids in base.ids.items()
             }
             agreement.setdefault(model, {})[name] = counts
@@ -174,9 +174,3 @@ class Comparison:
                 for round_, outcome in outcomes.items()
             ],
         }
-
-
-def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many values at the beginning are the same."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from edgemem.profiles.units import size_text
 from edgemem.tools.bench import compare
-from edgemem.tools.console import size_text
 from edgemem.tools.peers.workload import SpeedTest
 
 BASE = "llama.cpp"
