@@ -53,13 +53,13 @@ def test_ctrl_c_keeps_what_is_finished(
     argv = ["eval", "memory", str(tiny_package), *QUICK, "--tasks", "facts", "--out", str(tmp_path)]
     assert main(argv) == 130
     err = capsys.readouterr().err
-    assert "stopped after 1 of 4 cells; the same command goes on from here" in err
-    assert "Not finished: 1 of 4 cells" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "stopped after 1 of 6 cells; the same command goes on from here" in err
+    assert "Not finished: 1 of 6 cells" in (tmp_path / "table.md").read_text(encoding="utf-8")
     monkeypatch.undo()
     assert main(argv) == 0
     results = read_record(tmp_path / "record.json").results
     assert [result.cell for result in results][:1] == finished
-    assert len(results) == 4
+    assert len(results) == 6
 
 
 def test_another_text_needs_another_folder(

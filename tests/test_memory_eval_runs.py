@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from edgemem.tools.memory_eval.settings import (
     RESTART,
     SIRLLM,
     WINDOW,
+    WITH_RECALL,
     EvalSettings,
     retention,
 )
@@ -298,3 +300,14 @@ def test_every_part_is_planned_and_no_cell_twice() -> None:
     assert len(set(cells)) == len(cells)
     assert {part for part, *_ in cells} == set(PARTS)
     assert all(len(job.cell.setup) < 4096 for job in jobs)
+
+
+@pytest.mark.parametrize("policy", list(WITH_RECALL))
+def test_recall_changes_what_a_question_meets_and_leaves_no_trace(bench: Bench, policy: str) -> None:
+    settings = replace(SETTINGS, budgets=(256,), filler_tokens=600)
+    found = {job.cell.policy: job for job in facts_jobs(settings, bench.engine.capacity)}
+    without, values = found[WITH_RECALL[policy]].run(bench, done), found[policy].run(bench, done)
+    assert values["evicted"] == without["evicted"] > (0.0,)
+    assert values["answer nats"] != without["answer nats"]
+    assert bench.engine.length <= 256
+    assert values == found[policy].run(bench, done)

@@ -37,13 +37,17 @@ class Recall:
         state = self._engine.state()
         self._tier.add(rows[gone], state.keys[:, :, gone], state.values[:, :, gone], gone)
 
-    def find(self, asked: NDArray[np.int64], most: int) -> Recalled | None:
-        """Take what is like the tokens in these slots, no more than `most` slots of it; None where there is nothing."""
+    def find(self, asked: NDArray[np.int64], most: int, *, copy: bool = False) -> Recalled | None:
+        """Take what is like the tokens in these slots, no more than `most` slots of it; None where there is nothing.
+
+        copy: it also stays.
+        """
         blocks = min(self.settings.top, most // self.settings.block)
         if not len(asked) or not len(self._tier) or not blocks:
             return None
         query = match_vectors(self._engine.state().keys[:, :, asked], asked, self._engine.model)
-        return self._tier.take(self._tier.match(query, blocks))
+        found = self._tier.match(query, blocks)
+        return self._tier.copy(found) if copy else self._tier.take(found)
 
     def put_back(self, at: int, recalled: Recalled) -> None:
         """Before slot `at`. The engine has no logits of use until tokens are consumed."""

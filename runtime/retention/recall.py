@@ -141,15 +141,20 @@ class RecallTier:
 
     def take(self, blocks: list[int]) -> Recalled:
         """Remove these blocks and give their slots, in the order of the conversation. SettingsError for others."""
+        recalled = self.copy(blocks)
+        for block in blocks:
+            self._full.remove(block)
+            self._free.append(block)
+        return recalled
+
+    def copy(self, blocks: list[int]) -> Recalled:
+        """What `take` gives; they stay."""
         if len(set(blocks)) != len(blocks) or not set(blocks) <= set(self._full):
             raise SettingsError("no such blocks to recall", got=blocks, wanted="blocks that match gave, once each")
         rows = self._rows[blocks].reshape(-1)
         order = np.argsort(rows["position"], kind="stable")
         both = np.moveaxis(self._storage[blocks], 0, 3)  # (2, layers, kv_heads, blocks, block, head_dim)
         keys, values = both.reshape(*both.shape[:3], len(rows), both.shape[5])[:, :, :, order]
-        for block in blocks:
-            self._full.remove(block)
-            self._free.append(block)
         return Recalled(rows[order], keys, values)
 
     def _finish(self) -> None:

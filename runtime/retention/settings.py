@@ -36,7 +36,7 @@ class RetentionSettings:
         as the newest. Without a recent part both are the same.
     """
 
-    policy: Policy = "window"
+    policy: Policy = "entropy"
     budget: int = 1024
     sinks: int = 4
     recent: int = 0

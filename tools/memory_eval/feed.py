@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemem.runtime.engine import Engine
+from edgemem.runtime.memory.recall import Recall
 from edgemem.runtime.retention.policies import slots_to_keep
 from edgemem.runtime.retention.scores import chunk_scores
 from edgemem.runtime.retention.settings import RetentionSettings
@@ -34,11 +35,16 @@ class Feed:
     """Begins with empty slots. evictions, evicted: how often room was made, and of how many slots in all."""
 
     def __init__(
-        self, engine: Engine, settings: RetentionSettings, clock: Callable[[], float] = time.perf_counter
+        self,
+        engine: Engine,
+        settings: RetentionSettings,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        recall: Recall | None = None,
     ) -> None:
-        """clock: seconds."""
+        """clock: seconds. recall: where what is evicted is put away."""
         engine.truncate(0)
-        self.engine, self.settings = engine, settings
+        self.engine, self.settings, self.recall = engine, settings, recall
         self.table = SlotTable(settings.budget)
         self.evictions = self.evicted = 0
         self.eviction_ms: list[float] = []
@@ -51,6 +57,8 @@ class Feed:
         kept = slots_to_keep(self.table, self.settings, incoming)
         gone = self.table.length - len(kept)
         if gone:
+            if self.recall is not None:
+                self.recall.put_away(self.table.rows, kept)
             self.engine.keep(kept)
             self.table.keep(kept)
             self.evictions += 1

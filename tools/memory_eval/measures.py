@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgemem.tools.memory_eval.record import Result
-from edgemem.tools.memory_eval.settings import ENTROPY, RELEASED, SIRLLM, WINDOW
+from edgemem.tools.memory_eval.settings import ENTROPY, RELEASED, SIRLLM, WINDOW, WITH_RECALL
 from edgemem.tools.memory_eval.statistics import Estimate, Word, difference, mean, word
 
 Kind = Literal["share", "nats", "perplexity"]
+COMPARED_WITH = {ENTROPY: WINDOW, SIRLLM: WINDOW, RELEASED: WINDOW, **WITH_RECALL}
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`policy` against the window of the same budget. change: ours less theirs; of perplexity, the ratio less 1."""
+    """`policy` against what it is COMPARED_WITH, at the same budget. change: the difference; of perplexity, the ratio
+    less 1."""
 
     measure: Measure
     policy: str
@@ -108,22 +110,22 @@ def arms_of(part: str, results: Sequence[Result]) -> list[Arm]:
 
 
 def verdicts(results: Sequence[Result]) -> list[Verdict]:
-    """Of every measure, policy by surprisal and budget that has a window to be compared with."""
+    """Of every measure, policy and budget that has one to be compared with."""
     found = []
     for measure in (one for one in MEASURES if one.judged):
         arms = arms_of(measure.part, results)
-        windows = {arm.budget: arm for arm in arms if arm.policy == WINDOW}
+        by_name = {(arm.policy, arm.budget): arm for arm in arms}
         for arm in arms:
-            if arm.policy in (ENTROPY, SIRLLM, RELEASED) and arm.budget in windows:
-                verdict = _verdict(measure, arm, windows[arm.budget])
-                found += [] if verdict is None else [verdict]
+            other = by_name.get((COMPARED_WITH.get(arm.policy, ""), arm.budget))
+            verdict = None if other is None else _verdict(measure, arm, other)
+            found += [] if verdict is None else [verdict]
     return found
 
 
-def _verdict(measure: Measure, arm: Arm, window: Arm) -> Verdict | None:
+def _verdict(measure: Measure, arm: Arm, other: Arm) -> Verdict | None:
     """Over the seeds that both have."""
-    seeds = {result.cell.seed for result in arm.results} & {result.cell.seed for result in window.results}
-    ours, theirs = arm.units(measure.series, seeds), window.units(measure.series, seeds)
+    seeds = {result.cell.seed for result in arm.results} & {result.cell.seed for result in other.results}
+    ours, theirs = arm.units(measure.series, seeds), other.units(measure.series, seeds)
     if not ours or len(ours) != len(theirs):
         return None
     found = difference(ours, theirs)

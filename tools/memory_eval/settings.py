@@ -11,6 +11,7 @@ from edgemem.runtime.retention.settings import RetentionSettings, When
 PARTS = ("stream", "grocery", "dialogue", "facts", "speed", "rps")
 FULL, RESTART, NO_SINKS, WINDOW = "full", "restart", "no sinks", "window"
 ENTROPY, SIRLLM, RELEASED = "entropy", "sirllm", "sirllm as released"
+WINDOW_RECALL, ENTROPY_RECALL = "window + recall", "entropy + recall"
 POLICIES = {
     FULL: "everything stays",
     WINDOW: "4 sinks and the newest slots",
@@ -19,7 +20,10 @@ POLICIES = {
     RESTART: "all but the last token is forgotten when the slots are full",
     SIRLLM: "4 sinks and the highest surprisal, by SirLLM's published settings: no recent share",
     RELEASED: "sirllm, with the score that its released code computes",
+    WINDOW_RECALL: "window; what is evicted is put away, and what is like a question brought back for it",
+    ENTROPY_RECALL: "entropy, with recall likewise",
 }
+WITH_RECALL = {WINDOW_RECALL: WINDOW, ENTROPY_RECALL: ENTROPY}  # and the policy beneath
 _SINKS = 4
 _MOST = 1 << 24
 

@@ -61,8 +61,9 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
         row[one.budget] = f"{one.word}: {_change_text(one.change, one.measure.kind)}"
     rows = tuple((*name, *(row.get(budget, "–") for budget in budgets)) for name, row in by_row.items())
     note = (
-        "The policy less window, which is sinks + recent, at the same budget, paired by unit, with 95 % bootstrap "
-        "intervals, each by itself. A word is given where the interval leaves out 0, and 5 units or more were measured."
+        "The policy less window, which is sinks + recent, at the same budget; with recall, less the same without it. "
+        "Paired by unit, with 95 % bootstrap intervals, each by itself. A word is given where the interval leaves out "
+        "0, and 5 units or more were measured."
     )
     return Table("Verdicts", ("measure", "policy", *map(str, budgets)), rows, note)
 
