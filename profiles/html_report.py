@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 
 from edgemem.profiles.conditions import conditions
+from edgemem.profiles.html_page import html_page
 from edgemem.profiles.record import Record
 from edgemem.profiles.report_plots import bytes_plot, fraction_plot, growth_plot, latency_plot, waterfall_plot
 from edgemem.profiles.statistics import Figures
 from edgemem.profiles.table import Row, answer, best_row, brief, flag_text, ratios, rows, speed_sentence
 from edgemem.profiles.units import number_text, share_text
 
-_STYLE = Path(__file__).with_name("report.css")
 _READING = """The streamed floor is the least time in which the memory can serve the bytes that a step reads and writes;
 the footprint floor counts every weight held, as arXiv 2605.30571 does. The two are never mixed. Intervals hold 95 % of
 bootstrapped medians, over fresh processes, blocks of steps in them, and steps. "Of measured" sets each block of steps
@@ -41,16 +40,7 @@ def html_report(record: Record) -> str:
         "<h2>Conditions</h2>",
         _facts(conditions(record).items()),
     ]
-    return _page(title, "\n".join(part for part in parts if part))
-
-
-def _page(title: str, body: str) -> str:
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{_STYLE.read_text(encoding='utf-8')}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return html_page(title, "\n".join(part for part in parts if part))
 
 
 def _headline(record: Record, best: Row | None) -> list[str]:

@@ -310,7 +310,7 @@ def test_policies_are_known_by_name() -> None:
 
 def test_sirllm_has_its_published_settings() -> None:
     found = retention(SIRLLM, 1024, decay=0.9, turns=True)
-    wanted = RetentionSettings("entropy", 1024, 4, 0, 1.0, 0.9, "paper", "turn", makes_room="entropy")
+    wanted = RetentionSettings("entropy", 1024, 4, 0, 1.0, 0.9, "paper", "turn", 32, "entropy")
     assert found == wanted
     assert retention(RELEASED, 1024, decay=0.9, turns=True).score == "as_released"
     assert json.loads(setup_text(found, rounds=3)) == {"retention": found.to_dict(), "rounds": 3}

@@ -390,7 +390,7 @@ def test_settings_come_back_from_json() -> None:
         {"sinks": -1},
         {"recent": "4"},
         {"margin": -1},
-        {"budget": 36},
+        {"budget": 4},
         {"recent": 1020},
         {"entropy_share": 1.01},
         {"entropy_share": True},

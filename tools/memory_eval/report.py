@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
-from edgemem import profiles
+from edgemem.profiles.html_page import html_page
 from edgemem.tools.memory_eval.figures import plots
 from edgemem.tools.memory_eval.measures import defaults, verdicts
 from edgemem.tools.memory_eval.record import Record, Result
@@ -60,13 +59,7 @@ def html(record: Record, planned: int) -> str:
         "<h2>Conditions</h2>",
         _list([f"{name}: {text}" for name, text in _conditions(record)]),
     ]
-    style = Path(profiles.__path__[0], "report.css").read_text(encoding="utf-8")
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(_TITLE)}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n{chr(10).join(body)}\n</main>\n</body>\n</html>\n"
-    )
+    return html_page(_TITLE, "\n".join(body))
 
 
 def _state(record: Record, planned: int) -> list[str]:

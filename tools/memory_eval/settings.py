@@ -25,6 +25,7 @@ POLICIES = {
 }
 WITH_RECALL = {WINDOW_RECALL: WINDOW, ENTROPY_RECALL: ENTROPY}  # and the policy beneath
 _SINKS = 4
+_MARGIN = 32
 _MOST = 1 << 24
 
 
@@ -73,12 +74,12 @@ def retention(policy: str, budget: int, *, decay: float, turns: bool) -> Retenti
     """turns: room is made once a turn, for its tokens alone; else when the slots are full, for 32 more."""
     when: When = "turn" if turns else "full"
     if policy == FULL:
-        return RetentionSettings(policy="full", budget=budget)
+        return RetentionSettings(policy="full", budget=budget, margin=_MARGIN)
     if policy in (WINDOW, NO_SINKS):
         sinks = 0 if policy == NO_SINKS else _SINKS
-        return RetentionSettings(policy="window", budget=budget, sinks=sinks, when=when)
+        return RetentionSettings(policy="window", budget=budget, sinks=sinks, when=when, margin=_MARGIN)
     if policy == ENTROPY:
-        return RetentionSettings(policy="entropy", budget=budget, sinks=_SINKS, decay=decay, when=when)
+        return RetentionSettings(policy="entropy", budget=budget, sinks=_SINKS, decay=decay, when=when, margin=_MARGIN)
     if policy not in (SIRLLM, RELEASED):
         raise SettingsError("there is no such policy", got=policy, wanted=", ".join(POLICIES))
     return RetentionSettings(
@@ -89,6 +90,7 @@ def retention(policy: str, budget: int, *, decay: float, turns: bool) -> Retenti
         decay=decay,
         score="paper" if policy == SIRLLM else "as_released",
         when="turn",
+        margin=_MARGIN,
         makes_room="entropy",
     )
 

@@ -6,6 +6,7 @@ It goes through runtime.memory, as a session does: 192 tokens of text are read, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -30,7 +31,7 @@ _WINDOWS = 100  # of the stream, each with its median step
 
 def speed_jobs(settings: EvalSettings) -> Iterator[Job]:
     budget = max(settings.budgets)
-    kept = retention(ENTROPY, budget, decay=_DECAY, turns=False)
+    kept = replace(retention(ENTROPY, budget, decay=_DECAY, turns=False), margin=None)
     stream = Cell("speed", ENTROPY, budget, 0, setup_text(kept, tokens=settings.stream_tokens))
     yield Job(stream, partial(_stream, settings.stream_tokens, kept))
     cost = Cell("speed", SCORES, budget, 0, setup_text(None, pairs=settings.pairs))
