@@ -73,7 +73,7 @@ native-arm:
 # Static tools do not follow the editable install's import hook.
 links:
 	@mkdir -p .links/edgemem
-	@for name in kernels runtime profiles compiler tools; do ln -sfn ../../$$name .links/edgemem/$$name; done
+	@for name in kernels runtime profiles split compiler tools; do ln -sfn ../../$$name .links/edgemem/$$name; done
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
