@@ -80,8 +80,12 @@ class Engine(Protocol):
     capacity: int  # KV slots
     length: int  # slots in use
 
-    def extend(self, inputs: NDArray[np.generic], *, surprisal: bool = False) -> Step:
+    def extend(
+        self, inputs: NDArray[np.generic], *, surprisal: bool = False, tokens: NDArray[np.int32] | None = None
+    ) -> Step:
         """Consume (n,) int32 tokens, or (n, hidden) float32 states, into slots length..length+n-1.
+
+        tokens: (n,), of states, whose surprisal is wanted; an engine may have none to give, and raises SettingsError.
 
         Raises ContextError when they do not fit, SettingsError for a bad shape, dtype or token id, NumericError for
         non-finite logits. After an error `length` is what it was before the call.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,9 @@ from edgemem.runtime.machine import available_memory, core_processors, usable_co
 from edgemem.runtime.model import ModelSpec
 from edgemem.runtime.package import Package
 from edgemem.runtime.sampling import Sampler
+
+if TYPE_CHECKING:
+    from edgemem.kernels._native import Conversation
 
 _KINDS = {"int4": 0, "int8": 1, "fp16": 2, "bf16": 3, "fp32": 4}
 _MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
@@ -68,7 +71,7 @@ class NativeEngine:
         """
         self.model = package.model
         self.layers = layer_range(layers, self.model.layers)
-        self.capacity = context_slots(capacity, package)
+        self.capacity = self._most_capacity = context_slots(capacity, package)
         self.length = 0
         threads = setting("threads", threads, default=usable_cores(), highest=1024)
         self._module = _kernels(self.model)
@@ -89,21 +92,28 @@ class NativeEngine:
         package.forget_pages()
         self.path: str = self._decoder.path
 
-    def extend(self, inputs: NDArray[np.generic], *, surprisal: bool = False) -> Step:
+    def extend(
+        self, inputs: NDArray[np.generic], *, surprisal: bool = False, tokens: NDArray[np.int32] | None = None
+    ) -> Step:
         rows = np.asarray(inputs)
         if self._has_embedding:
             check_tokens(rows, self.model.vocabulary)
         else:
             check_states(rows, self.model.hidden)
-        if surprisal and not (self._has_embedding and self._has_head):
-            raise SettingsError("surprisal needs tokens and logits", got=f"layers {self.layers}", wanted="all layers")
+        if surprisal and not (self._has_head and (self._has_embedding or tokens is not None)):
+            raise SettingsError("surprisal needs tokens and logits", got=f"layers {self.layers}", wanted="the head")
+        if surprisal and not self._has_embedding:
+            tokens = np.ascontiguousarray(tokens, dtype=np.int32)
+            check_tokens(tokens, self.model.vocabulary)
+            if len(tokens) != len(rows):
+                raise SettingsError("a token for each state is wanted", got=len(tokens), wanted=len(rows))
         check_room(len(rows), self.length, self.capacity)
         rows = np.ascontiguousarray(rows, dtype=np.int32 if self._has_embedding else np.float32)
         scores = np.empty(len(rows), dtype=np.float32) if surprisal else None
         hidden = None if self._has_head else np.empty((len(rows), self.model.hidden), dtype=np.float32)
         with self._settled() as decoder:
             if not self._has_embedding:
-                finite = decoder.extend_states(rows, hidden)
+                finite = decoder.extend_states(rows, hidden, tokens if surprisal else None, scores)
             elif self._has_head:
                 finite = decoder.extend_tokens(rows, scores)
             else:
@@ -174,6 +184,23 @@ class NativeEngine:
         scales = Fraction(4, self.model.head_dim) if self.kv == "int8" else Fraction()
         read, written = (int(part * (1 + scales)) for part in (cost.kv_read_bytes, cost.kv_write_bytes))
         return Traffic(cost.weight_bytes, read, written)
+
+    def conversation(self, capacity: int | None = None) -> Conversation:
+        """An empty one over the same weights, for `exchange`. capacity: KV slots, by default and at most as many as the
+        engine was opened with. Its memory is not the engine's budget's, and is freed with it.
+
+        Raises SettingsError for a capacity out of range.
+        """
+        self._check_open()
+        slots = setting("capacity", capacity, default=self._most_capacity, highest=self._most_capacity)
+        with _errors():
+            return cast("Conversation", self._decoder.conversation(slots))
+
+    def exchange(self, other: Conversation) -> None:
+        """Go on with `other`, its slots and logits; it becomes the one of now. This takes no time."""
+        with self._settled() as decoder:
+            decoder.exchange(other)
+            self.length, self.capacity = decoder.length, decoder.capacity
 
     def close(self) -> None:
         """End the threads and free the memory. The package stays open; the engine cannot run any more."""

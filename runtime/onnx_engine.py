@@ -79,7 +79,9 @@ class OnnxEngine:
         if self._has_embedding:
             self._bind_input(self._step, "input_ids", self._ids[None, :1])
 
-    def extend(self, inputs: NDArray[np.generic], *, surprisal: bool = False) -> Step:
+    def extend(
+        self, inputs: NDArray[np.generic], *, surprisal: bool = False, tokens: NDArray[np.int32] | None = None
+    ) -> Step:
         """See Engine. Longer input than `chunk` is run in chunks, with the same result but for rounding."""
         self._check_open()
         rows = self._checked(np.asarray(inputs), surprisal)

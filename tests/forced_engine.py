@@ -30,7 +30,9 @@ class ForcedEngine:
     def length(self) -> int:
         return len(self.history)
 
-    def extend(self, inputs: NDArray[np.generic], *, surprisal: bool = False) -> Step:
+    def extend(
+        self, inputs: NDArray[np.generic], *, surprisal: bool = False, tokens: NDArray[np.int32] | None = None
+    ) -> Step:
         if len(inputs) > self.capacity - self.length:
             raise ContextError("full")
         self.on_consume(self.length)

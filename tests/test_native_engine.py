@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from edgemem.compiler.reference import ReferenceDecoder
 from edgemem.kernels.native import native
 from edgemem.kernels.rotary import move_keys
 from edgemem.runtime.budget import native_budget
-from edgemem.runtime.errors import BudgetError, EngineError, PackageError, SettingsError
+from edgemem.runtime.errors import BudgetError, ContextError, EngineError, PackageError, SettingsError
 from edgemem.runtime.native_engine import NativeEngine
 from edgemem.runtime.open import default_engine, open_engine
 from edgemem.runtime.package import Package
@@ -399,3 +400,61 @@ def test_without_the_kernels_the_default_is_onnx(rich: Package, monkeypatch: pyt
     assert default_engine() == "onnx"
     with pytest.raises(EngineError, match="not built"):
         NativeEngine(rich)
+
+
+def opened(package: Package, **settings: Any) -> closing[NativeEngine]:
+    return closing(NativeEngine(package, capacity=256, threads=1, **settings))
+
+
+def test_conversations_over_one_engine_do_not_know_of_each_other(rich: Package) -> None:
+    with opened(rich) as engine, opened(rich) as alone:
+        texts = [some_tokens(40, seed=seed) for seed in (3, 50, 90)]
+        waiting = [engine.conversation(64 if place else None) for place in range(2)]
+        for text in texts[:2]:
+            engine.extend(text[:20])
+            engine.exchange(waiting[0])
+            waiting.append(waiting.pop(0))
+        engine.extend(texts[2][:20])
+        assert [one.length for one in waiting] == [20, 20]
+        for text in (texts[2], *texts[:2]):
+            step = engine.extend(text[20:])
+            alone.truncate(0)
+            alone.extend(text[:20])
+            np.testing.assert_array_equal(step.logits, alone.extend(text[20:]).logits)
+            np.testing.assert_array_equal(engine.state().keys, alone.state().keys)
+            engine.exchange(waiting[0])
+            waiting.append(waiting.pop(0))
+
+
+def test_a_conversation_has_its_own_slots_and_its_maker(rich: Package) -> None:
+    with opened(rich) as engine, opened(rich) as other:
+        small = engine.conversation(5)
+        with pytest.raises(EngineError, match="another decoder"):
+            other.exchange(small)
+        engine.extend(np.arange(9, dtype=np.int32))
+        engine.exchange(small)
+        assert (engine.length, engine.capacity, small.length) == (0, 5, 9)
+        with pytest.raises(ContextError):
+            engine.extend(np.arange(6, dtype=np.int32))
+        engine.exchange(small)
+        assert (engine.length, engine.capacity) == (9, other.capacity)
+        for capacity in (0, other.capacity + 1, True):
+            with pytest.raises(SettingsError, match="capacity"):
+                engine.conversation(capacity)
+
+
+def test_a_back_stage_scores_the_tokens_that_states_are_of(rich: Package) -> None:
+    tokens = some_tokens(143)
+    with (
+        opened(rich) as whole,
+        opened(rich, layers=(0, 1)) as front,
+        opened(rich, layers=(1, rich.model.layers)) as back,
+    ):
+        states = front.extend(tokens).hidden
+        assert states is not None
+        wanted, got = whole.extend(tokens, surprisal=True), back.extend(states, surprisal=True, tokens=tokens)
+        np.testing.assert_array_equal(got.surprisal, wanted.surprisal)
+        np.testing.assert_array_equal(got.logits, wanted.logits)
+        for bad in (None, tokens[:8]):
+            with pytest.raises(SettingsError):
+                back.extend(states[:9], surprisal=True, tokens=bad)

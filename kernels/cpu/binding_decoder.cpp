@@ -1,6 +1,7 @@
 // Decoder and Sampler as Python sees them: every argument checked, the GIL released while they compute.
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <atomic>
@@ -94,6 +95,12 @@ Layer<Table> checked_layer(const nb::dict& matrices, const nb::dict& vectors, in
   return layer;
 }
 
+// Slots and logits of a conversation that is not under way. Only the decoder that made it can take it up.
+struct NativeConversation {
+  std::unique_ptr<Conversation> held;
+  std::uint64_t maker;
+};
+
 class NativeDecoder {
  public:
   using RopeList = std::vector<std::pair<std::vector<float>, float>>;
@@ -147,7 +154,9 @@ class NativeDecoder {
     return run(*use, {tokens.data(), nullptr, static_cast<int>(tokens.size())}, rows, nullptr);
   }
 
-  bool extend_states(Array<const float, 2> states, const nb::object& out) {
+  // tokens: whose states they are, with the surprisals that they are wanted for, or None.
+  bool extend_states(Array<const float, 2> states, const nb::object& out, const nb::object& tokens,
+                     const nb::object& surprisal) {
     const Use use(*this);
     const Shape& shape = use->shape();
     require(!shape.has_embedding && states.shape(1) == static_cast<std::size_t>(shape.hidden), "states of another width",
@@ -155,7 +164,14 @@ class NativeDecoder {
     check_room(*use, states.shape(0));
     require(out.is_none() == shape.has_head, "states come out without the head only", 0);
     float* rows = shape.has_head ? nullptr : rows_of(out, states.shape(0), shape.hidden);
-    return run(*use, {nullptr, states.data(), static_cast<int>(states.shape(0))}, rows, nullptr);
+    const int n = static_cast<int>(states.shape(0));
+    require(tokens.is_none() == surprisal.is_none() && (tokens.is_none() || shape.has_head),
+            "surprisals want the tokens, and the head", n);
+    if (tokens.is_none()) return run(*use, {nullptr, states.data(), n}, rows, nullptr);
+    const auto ids = array_of<Array<const std::int32_t, 1>>(tokens, "tokens");
+    require(ids.size() == states.shape(0), "a token for each state is wanted", ids.size());
+    check_tokens(*use, ids);
+    return run(*use, {ids.data(), states.data(), n}, rows, rows_of(surprisal, ids.size(), 1));
   }
 
   // Consumes `pending` unless it is negative, then samples; and so on, until `limit` tokens are sampled or
@@ -232,7 +248,21 @@ class NativeDecoder {
     use->write_state(keys.data(), values.data(), length, row);
   }
 
+  std::unique_ptr<NativeConversation> conversation(int capacity) {
+    const Use use(*this);
+    require(capacity > 0 && capacity <= use->most_capacity(), "capacity is out of range", capacity);
+    return std::make_unique<NativeConversation>(NativeConversation{use->make_conversation(capacity), id_});
+  }
+
+  // Go on with another conversation, and put the one of now in its place.
+  void exchange(NativeConversation& other) {
+    const Use use(*this);
+    require(other.maker == id_, "a conversation of another decoder", 0);
+    use->exchange(*other.held);
+  }
+
   int length() { return Use(*this)->length(); }
+  int capacity() { return Use(*this)->capacity(); }
   bool has_logits() { return Use(*this)->has_logits(); }
   std::string path() { return Use(*this)->path().name; }
 
@@ -301,6 +331,12 @@ class NativeDecoder {
     return array.data();
   }
 
+  static std::uint64_t next_id() {
+    static std::atomic<std::uint64_t> made{0};
+    return ++made;
+  }
+
+  const std::uint64_t id_ = next_id();
   nb::object embedding_;  // its rows are read from the mapped package for as long as this lives
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
   std::unique_ptr<Decoder> decoder_;
@@ -353,6 +389,9 @@ void bind_decoder(nb::module_& module) {
            nb::arg("top_p"), nb::arg("log_min_p"), nb::arg("repetition_penalty"), nb::arg("seed"), nb::arg("draws"),
            nb::arg("seen"))
       .def("sample", &sample, nb::arg("logits"));
+  nb::class_<NativeConversation>(module, "Conversation")
+      .def_prop_ro("length", [](const NativeConversation& self) { return self.held->length; })
+      .def_prop_ro("capacity", [](const NativeConversation& self) { return self.held->cache->capacity(); });
   nb::class_<NativeDecoder>(module, "Decoder")
       .def(nb::init<const Shape&, const NativeDecoder::RopeList&, const nb::list&, const nb::object&, const nb::object&,
                     const nb::object&, int, bool, const std::vector<int>&, const std::string&>(),
@@ -360,7 +399,10 @@ void bind_decoder(nb::module_& module) {
            nb::arg("norm").none(), nb::arg("capacity"), nb::arg("kv_as_bytes"), nb::arg("processors"), nb::arg("path"))
       .def("extend_tokens", &NativeDecoder::extend_tokens, nb::arg("tokens"), nb::arg("surprisal").none() = nb::none())
       .def("tokens_to_states", &NativeDecoder::tokens_to_states, nb::arg("tokens"), nb::arg("out"))
-      .def("extend_states", &NativeDecoder::extend_states, nb::arg("states"), nb::arg("out").none() = nb::none())
+      .def("extend_states", &NativeDecoder::extend_states, nb::arg("states"), nb::arg("out").none() = nb::none(),
+           nb::arg("tokens").none() = nb::none(), nb::arg("surprisal").none() = nb::none())
+      .def("conversation", &NativeDecoder::conversation, nb::arg("capacity"))
+      .def("exchange", &NativeDecoder::exchange, nb::arg("other"))
       .def("decode", &NativeDecoder::decode, nb::arg("sampler"), nb::arg("pending"), nb::arg("limit"),
            nb::arg("milliseconds"), nb::arg("surprisal"))
       .def("copy_logits", &NativeDecoder::copy_logits, nb::arg("out"))
@@ -370,6 +412,7 @@ void bind_decoder(nb::module_& module) {
       .def("write_state", &NativeDecoder::write_state, nb::arg("keys"), nb::arg("values"), nb::arg("length"),
            nb::arg("logits").none())
       .def_prop_ro("length", &NativeDecoder::length)
+      .def_prop_ro("capacity", &NativeDecoder::capacity)
       .def_prop_ro("has_logits", &NativeDecoder::has_logits)
       .def_prop_ro("path", &NativeDecoder::path)
       .def("close", &NativeDecoder::close);

@@ -44,7 +44,8 @@ Decoder::Decoder(const Shape& shape, std::vector<Layer<Table>> layers, std::vect
       path_(path),
       team_(std::move(team)),
       weights_(pack_weights(std::move(layers), shape, embedding, head, std::move(norm), *team_)),
-      cache_(static_cast<int>(weights_.layers.size()), shape.kv_heads, shape.head_dim, capacity, kv_as_bytes),
+      most_capacity_(capacity),
+      kv_as_bytes_(kv_as_bytes),
       value_stride_(round_up(shape.head_dim, 16)),
       logit_stride_(round_up(shape.vocabulary, 16)),
       head_blocks_((shape.vocabulary + kHeadRows - 1) / kHeadRows),
@@ -66,11 +67,9 @@ Decoder::Decoder(const Shape& shape, std::vector<Layer<Table>> layers, std::vect
   for (const Rope& rope : ropes_) angles_.emplace_back(size(kChunk, 2 * rope.pairs()));
   gate_.values = Floats(size(kChunk, shape.intermediate));
   for (const Layer<Packed>& layer : weights_.layers) add_form(gate_, kChunk, layer.down);
+  exchange(*make_conversation(capacity));
   if (!shape.has_head) return;
-  for (Floats* row : {&logits_, &next_logits_}) {
-    *row = Floats(static_cast<std::size_t>(logit_stride_));
-    std::fill(row->data() + shape.vocabulary, row->data() + logit_stride_, kLowest);
-  }
+  next_logits_ = make_logits();
   logit_rows_ = Floats(size(team_->most_members(), kChunk) * kHeadRows);
   log_sums_ = Floats(size(kChunk, head_blocks_));
   chosen_logits_ = Floats(kChunk);
@@ -253,7 +252,7 @@ void Decoder::attend_together(int index, int member) {
                     kLowest,
                     0.0f};
     }
-    path_.attend(cache_.head(index, kv), queries, shape_.group(), shape_.attention_softcap);
+    path_.attend(cache_->head(index, kv), queries, shape_.group(), shape_.attention_softcap);
   }
   fetch_weights(weights_.layers[static_cast<std::size_t>(index)].output, 1, member);
   team_->barrier();
@@ -268,8 +267,8 @@ void Decoder::fetch_slots(int index, int member) {
   for (int item = items.begin; item < items.end; ++item) {
     const int piece = item % pieces.count, kv = item / pieces.count;
     if (item == items.begin || piece == 0)
-      cache_.fetch(index, kv, std::max(pieces.first_slot, (pieces.first + piece) * kPieceSlots), kEarlyBytes);
-    if (piece == pieces.count - 1) cache_.fetch(index, kv, length_, kEarlyBytes / 2);
+      cache_->fetch(index, kv, std::max(pieces.first_slot, (pieces.first + piece) * kPieceSlots), kEarlyBytes);
+    if (piece == pieces.count - 1) cache_->fetch(index, kv, length_, kEarlyBytes / 2);
   }
 }
 
@@ -319,7 +318,7 @@ void Decoder::attend_apart(int index, int n, int member) {
         queries[count] = {vector,  window > 0 ? std::max(0, end - window) : 0, end, outputs + size(count, value_stride_),
                           kLowest, 0.0f};
       }
-    path_.attend(cache_.head(index, kv), queries, count, shape_.attention_softcap);
+    path_.attend(cache_->head(index, kv), queries, count, shape_.attention_softcap);
     for (int i = 0; i < count; ++i) {
       float* out = shared_.attended.values.data() + size(first + i / group, shape_.query_rows()) +
                    size(kv * group + i % group, shape_.head_dim);
@@ -345,11 +344,11 @@ void Decoder::position_key(int index, int t, int head) {
   const std::size_t place = size(t, round_up(shape_.key_rows(), 16)) + size(head, shape_.head_dim);
   float* key = projected_keys_.data() + place;
   turn(index, t, key, layer.key_bias, layer.key_norm, head);
-  cache_.write_key(path_, index, head, length_ + t, key);
+  cache_->write_key(path_, index, head, length_ + t, key);
   float* value = projected_values_.data() + place;
   if (!layer.value_bias.empty())
     for (int d = 0; d < shape_.head_dim; ++d) value[d] += layer.value_bias[size(head, shape_.head_dim) + static_cast<std::size_t>(d)];
-  cache_.write_value(path_, index, head, length_ + t, value);
+  cache_->write_value(path_, index, head, length_ + t, value);
 }
 
 // One head of one token: bias, norm, rotation.
@@ -479,6 +478,27 @@ float Decoder::surprisal_of(std::int32_t token) const {
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
+Floats Decoder::make_logits() const {
+  Floats row(static_cast<std::size_t>(logit_stride_));
+  std::fill(row.data() + shape_.vocabulary, row.data() + logit_stride_, kLowest);
+  return row;
+}
+
+std::unique_ptr<Conversation> Decoder::make_conversation(int capacity) const {
+  auto made = std::make_unique<Conversation>();
+  made->cache = std::make_unique<KvCache>(static_cast<int>(weights_.layers.size()), shape_.kv_heads, shape_.head_dim,
+                                          capacity, kv_as_bytes_);
+  if (shape_.has_head) made->logits = make_logits();
+  return made;
+}
+
+void Decoder::exchange(Conversation& other) {
+  std::swap(cache_, other.cache);
+  std::swap(logits_, other.logits);
+  std::swap(length_, other.length);
+  std::swap(has_logits_, other.has_logits);
+}
+
 void Decoder::truncate(int length) {
   if (length == length_) return;
   length_ = length;
@@ -488,12 +508,12 @@ void Decoder::truncate(int length) {
 void Decoder::keep(const std::int64_t* slots, int count) {
   std::vector<const Rope*> ropes;
   for (const Layer<Packed>& layer : weights_.layers) ropes.push_back(&ropes_[static_cast<std::size_t>(layer.rope)]);
-  cache_.keep(path_, slots, count, ropes, *team_);
+  cache_->keep(path_, slots, count, ropes, *team_);
   length_ = count;
 }
 
 void Decoder::write_state(const float* keys, const float* values, int length, const float* logits) {
-  cache_.write(path_, keys, values, length);
+  cache_->write(path_, keys, values, length);
   length_ = length;
   has_logits_ = logits != nullptr;
   if (logits) std::copy_n(logits, shape_.vocabulary, logits_.data());

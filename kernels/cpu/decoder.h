@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "kv_cache.h"
@@ -12,6 +13,14 @@
 
 namespace edgemem {
 
+// What one conversation has of its own, beside the weights that many share.
+struct Conversation {
+  std::unique_ptr<KvCache> cache;
+  Floats logits;
+  int length = 0;
+  bool has_logits = false;
+};
+
 // A range of layers over packed weights and one KV cache. Sizes, tokens and slots are the caller's to check: see
 // binding_decoder.cpp. One call at a time.
 class Decoder {
@@ -20,14 +29,15 @@ class Decoder {
           const Table& head, Floats norm, int capacity, bool kv_as_bytes, const Path& path, OwnedTeam team);
 
   int length() const { return length_; }
-  int capacity() const { return cache_.capacity(); }
+  int capacity() const { return cache_->capacity(); }
+  int most_capacity() const { return most_capacity_; }  // of any conversation
   const Shape& shape() const { return shape_; }
   const Path& path() const { return path_; }
   bool has_logits() const { return has_logits_; }
   const float* logits() const { return logits_.data(); }  // (vocabulary), padded by kLowest to whole lanes
 
   struct Input {
-    const std::int32_t* tokens;  // (n), or null
+    const std::int32_t* tokens;  // (n), or null; beside states only for their surprisal
     const float* states;         // (n, hidden), or null
     int n;
   };
@@ -44,8 +54,12 @@ class Decoder {
   std::size_t state_items(int length) const {
     return weights_.layers.size() * size(shape_.key_rows(), length);
   }
-  void read_state(float* keys, float* values) const { cache_.read(keys, values, length_); }
+  void read_state(float* keys, float* values) const { cache_->read(keys, values, length_); }
   void write_state(const float* keys, const float* values, int length, const float* logits);
+
+  // An empty one, of at most most_capacity() slots.
+  std::unique_ptr<Conversation> make_conversation(int capacity) const;
+  void exchange(Conversation& other);  // go on with its slots and logits; it gets those of now
 
   static constexpr int kChunk = 128;  // tokens at a time
 
@@ -71,6 +85,7 @@ class Decoder {
   };
 
   Stream make_stream(int rows) const;
+  Floats make_logits() const;
   void add_form(Input8& input, int rows, const Packed& w) const;
   Activation activation(Input8& input, const Packed& w) const;
   void quantize(Input8& input, int columns, Range rows) const;
@@ -112,7 +127,9 @@ class Decoder {
   const Path& path_;
   OwnedTeam team_;
   const Weights weights_;
-  KvCache cache_;
+  const int most_capacity_;
+  const bool kv_as_bytes_;
+  std::unique_ptr<KvCache> cache_;
   const int value_stride_, logit_stride_, head_blocks_, gate_unit_;
   int length_ = 0;
   bool has_logits_ = false;
