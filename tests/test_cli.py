@@ -22,6 +22,7 @@ from edgemem.runtime.session import Session
 from edgemem.tools.cli import VERBS, main
 from edgemem.tools.commands import chat, pull
 from edgemem.tools.commands import compile as compile_command
+from edgemem.tools.console import print_table
 from edgemem.tools.machine_report import cpu_model
 from edgemem.tools.providers import provider_names
 
@@ -605,3 +606,13 @@ def _read_until(descriptor: int, end: bytes) -> bytes:
     while not seen.endswith(end):
         seen += os.read(descriptor, 1024)
     return seen
+
+
+def test_a_table_on_a_terminal_shows_strangers_brackets_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    print_table("", ["name", "n"], [["[/bold] [red]drawer :smile:", 1]])
+    assert "[/bold] [red]drawer :smile:" in sys.stdout.getvalue()  # type: ignore[attr-defined]

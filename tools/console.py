@@ -101,7 +101,7 @@ def _print_rich_table(title: str, headers: Sequence[str], cells: list[list[str]]
         table.add_column(header, justify="right" if flush else "left")
     for row in cells:
         table.add_row(*row)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def _finite(value: Any) -> Any:
