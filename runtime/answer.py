@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from edgemem.runtime.engine import Engine, Route, route_of
 from edgemem.runtime.memory.memory import Memory
 from edgemem.runtime.prompt import Prompt
 from edgemem.runtime.sampling import Sampler, Sampling
@@ -18,7 +19,8 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 class Request(NamedTuple):
-    """What Session.stream takes. resumes: to go on with the turn that was cut off; the prompt is none, then."""
+    """What Session.stream takes. resumes: to go on with the turn that was cut off; the prompt is none, then. notes: the
+    prompt is a note, and its answer is to have no tokens."""
 
     prompt: Prompt
     raw: bool
@@ -28,6 +30,7 @@ class Request(NamedTuple):
     ignore_eos: bool
     pinned: bool
     resumes: bool = False
+    notes: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class Chunk:
     """A piece of an answer: its text, never a broken character, and the tokens that made it.
 
     finish_reason is None but in the last chunk: "stop" for an end token or a stop string, "length" for max_tokens or
-    full slots, "cancelled", or "error", after which the error itself is raised.
+    full slots, "cancelled", or "error", after which the error itself is raised. route: where it was computed; None of
+    an engine that is all here.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
+    route: Route | None = None
 
 
 @dataclass
@@ -140,8 +145,9 @@ def _read(
 class Writer:
     """Gathers tokens into chunks: a chunk goes out when there is text that is certain."""
 
-    def __init__(self, stream: TextStream) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextStream, engine: Engine | None = None) -> None:
+        """engine: the one whose route the chunks have taken."""
+        self._stream, self._engine = stream, engine
         self._parts: list[str] = []
         self._unsent: list[int] = []
 
@@ -153,10 +159,14 @@ class Writer:
     def text(self) -> str:
         return "".join(self._parts)
 
+    @property
+    def route(self) -> Route | None:
+        return None if self._engine is None else route_of(self._engine)
+
     def take(self, token: int) -> Chunk | None:
         self._unsent.append(token)
         text = self._stream.push(token)
-        return Chunk(*self._sent(text)) if text else None
+        return Chunk(*self._sent(text), route=self.route) if text else None
 
     def finish(self) -> tuple[str, tuple[int, ...]]:
         """The rest: text that was held back, and the tokens that no chunk has had."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,10 +68,14 @@ class Traffic:
         return self.weights + self.kv_read + self.kv_write
 
 
+Route = Literal["remote", "local", "degraded"]
+
+
 class Engine(Protocol):
     """Runs layers [first, last) of a package over one KV cache of `capacity` slots.
 
-    With layer 0 it takes tokens, else hidden states; with the last layer it gives logits, else hidden states.
+    With layer 0 it takes tokens, else hidden states; with the last layer it gives logits, else hidden states. One that
+    may compute elsewhere has a `route` too: see route_of.
     """
 
     name: str  # "onnx", "native", ...
@@ -122,3 +126,10 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the engine's memory, not the package. Again, it does nothing; all else then raises EngineError."""
         ...
+
+
+def route_of(engine: Engine) -> Route | None:
+    """Where the last tokens came from: a paired server ("remote"), this device in its place ("local"), or the server
+    over a link that fails ("degraded"). None of an engine that is all here."""
+    route: Route | None = getattr(engine, "route", None)
+    return route

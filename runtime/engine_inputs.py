@@ -38,13 +38,16 @@ def context_slots(capacity: int | None, package: Package) -> int:
     return capacity
 
 
-def layer_range(layers: tuple[int, int] | None, count: int) -> tuple[int, int]:
-    """[first, last), or all `count` layers where it is None. Raises SettingsError for an empty or impossible range."""
-    if layers is None:
-        return 0, count
-    first, last = layers
+def layer_range(layers: tuple[int, int] | None, package: Package) -> tuple[int, int]:
+    """[first, last), or all layers of the model where it is None.
+
+    Raises SettingsError for an empty or impossible range, PackageError for layers that are not in the package.
+    """
+    count = package.model.layers
+    first, last = (0, count) if layers is None else layers
     if type(first) is not int or type(last) is not int or not 0 <= first < last <= count:
         raise SettingsError("there are no such layers", got=repr(layers), wanted=f"0 <= first < last <= {count}")
+    package.require(first, last)
     return first, last
 
 

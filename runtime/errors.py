@@ -7,6 +7,9 @@ EdgememError
 ├── NumericError         NaN or Inf where a number was needed
 ├── EngineError          an engine that is missing, failed, or was asked for what it cannot do
 ├── DownloadError        a model that could not be fetched
+├── DeviceError          a microphone or camera that is missing, busy, silent or lost
+├── LinkError            a paired server that cannot be reached, does not answer in time, or is none
+│   └── ProtocolError        what came over the wire breaks the rules; the link is closed
 └── FileError            a file that is not what it should be
     ├── CheckpointError      model files in (Hugging Face folder, GGUF)
     │   └── UnsupportedModel     an architecture or tensor type that is not built
@@ -63,6 +66,18 @@ class EngineError(EdgememError):
 
 
 class DownloadError(EdgememError):
+    pass
+
+
+class DeviceError(EdgememError):
+    pass
+
+
+class LinkError(EdgememError):
+    pass
+
+
+class ProtocolError(LinkError):
     pass
 
 

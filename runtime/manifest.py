@@ -34,6 +34,18 @@ class GraphRecord:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which layers, [first, last), a package holds that has not all of them: the model's first ones or its last.
+
+    whole_sha256: of the weights file that it was cut from, 64 hex digits; a claim, which nothing here can check.
+    """
+
+    first: int
+    last: int
+    whole_sha256: str
+
+
+@dataclass(frozen=True)
 class Probe:
     """A golden text: the tokenizer must give exactly these ids for it."""
 
@@ -71,7 +83,10 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All that a package says of itself. `precision` holds every matrix of model.matrices() by name."""
+    """All that a package says of itself. `model` is the whole one, of which a package with a `part` holds some layers.
+
+    precision: of every matrix of model.matrices(*layers), by name. quality: of the whole model.
+    """
 
     format: int = FORMAT
     name: str
@@ -83,11 +98,22 @@ class Manifest:
     tokenizer: TokenizerRecord
     origin: Origin
     quality: Quality | None = None
+    part: Part | None = None
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        """[first, last) that the package holds."""
+        return (0, self.model.layers) if self.part is None else (self.part.first, self.part.last)
+
+    @property
+    def model_hash(self) -> str:
+        """SHA-256 of the whole model's weights file, 64 hex digits: the same of a package and of the parts of it."""
+        return self.files[WEIGHTS_FILE].sha256 if self.part is None else self.part.whole_sha256
 
     def precision_of(self, name: str) -> Precision:
-        """How matrix `name` is stored; PackageError for a name that the model has not."""
+        """How matrix `name` is stored; PackageError for a name that the package has not."""
         if name not in self.precision:
             raise PackageError(
-                f"the model has no matrix {name!a}", where=self.name, got=f"{len(self.precision)} other matrices"
+                f"the package has no matrix {name!a}", where=self.name, got=f"{len(self.precision)} other matrices"
             )
         return self.precision[name]

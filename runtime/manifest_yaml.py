@@ -25,6 +25,7 @@ from edgemem.runtime.manifest import (
     GraphRecord,
     Manifest,
     Origin,
+    Part,
     Probe,
     Quality,
     TokenizerRecord,
@@ -45,8 +46,9 @@ def dump(manifest: Manifest) -> bytes:
         "format": manifest.format,
         "name": manifest.name,
         "model": manifest.model.to_dict(),
+        **({} if manifest.part is None else {"part": asdict(manifest.part)}),
         "max_context": manifest.max_context,
-        "precision": compact(manifest.model, manifest.precision),
+        "precision": compact(manifest.model, manifest.precision, *manifest.layers),
         "files": {name: asdict(record) for name, record in manifest.files.items()},
         "graphs": [asdict(graph) for graph in manifest.graphs],
         "tokenizer": _lists(asdict(manifest.tokenizer)),
@@ -113,11 +115,12 @@ class _Value:
         prefix = f"{self.place}." if self.place else ""
         return {key: _Value(value, f"{prefix}{_safe(key)}", self.where) for key, value in self.plain.items()}
 
-    def record(self, kind: type) -> dict[str, _Value]:
-        """The values for a dataclass: exactly its fields, no more, no fewer."""
+    def record(self, kind: type, *, optional: str | None = None) -> dict[str, _Value]:
+        """The values for a dataclass: exactly its fields, no more, and no fewer but for `optional`."""
         known = [field.name for field in fields(kind)]
         values = self.mapping()
-        unknown, missing = [key for key in values if key not in known], [name for name in known if name not in values]
+        unknown = [key for key in values if key not in known]
+        missing = [name for name in known if name not in values and name != optional]
         if unknown or missing:
             raise self.bad(f"exactly the keys {', '.join(known)}", f"unknown {shown(unknown)}, missing {missing}")
         return values
@@ -147,14 +150,16 @@ class _Value:
 
 
 def _manifest(document: _Value) -> Manifest:
-    values = document.record(Manifest)
+    values = document.record(Manifest, optional="part")
     try:
         model = ModelSpec.from_dict({key: value.plain for key, value in values["model"].mapping().items()})
     except SettingsError as problem:
         wanted = str(problem.wanted or "a model description")
         raise values["model"].bad(wanted, f"{problem.what}: {problem.got}") from problem
+    part = _part(values["part"], model) if "part" in values else None
+    layers = (0, model.layers) if part is None else (part.first, part.last)
     try:
-        precision = expand(model, values["precision"].plain)
+        precision = expand(model, values["precision"].plain, *layers)
     except ValueError as problem:
         raise values["precision"].bad("one precision a matrix, e.g. int4-g32", problem) from problem
     files = {_file_name(name, value.where): _file(value) for name, value in values["files"].mapping().items()}
@@ -168,11 +173,21 @@ def _manifest(document: _Value) -> Manifest:
         max_context=values["max_context"].whole(1, LIMITS.context),
         precision=precision,
         files=files,
-        graphs=tuple(_graph(graph, model, files) for graph in values["graphs"].items()),
+        graphs=tuple(_graph(graph, layers, files) for graph in values["graphs"].items()),
         tokenizer=_tokenizer(values["tokenizer"]),
         origin=_origin(values["origin"]),
         quality=None if quality.plain is None else _quality(quality),
+        part=part,
     )
+
+
+def _part(value: _Value, model: ModelSpec) -> Part:
+    record = value.record(Part)
+    first = record["first"].whole(0, model.layers - 1)
+    last = record["last"].whole(first + 1, model.layers)
+    if (first == 0) == (last == model.layers):
+        raise value.bad(f"the first of {model.layers} layers or the last, and not all")
+    return Part(first, last, record["whole_sha256"].text(64, _SHA256))
 
 
 def _file_name(name: str, where: object) -> str:
@@ -192,12 +207,12 @@ def _file(value: _Value) -> FileRecord:
     return FileRecord(record["bytes"].whole(0, 1 << 62), record["sha256"].text(64, _SHA256))
 
 
-def _graph(value: _Value, model: ModelSpec, files: Mapping[str, FileRecord]) -> GraphRecord:
+def _graph(value: _Value, layers: tuple[int, int], files: Mapping[str, FileRecord]) -> GraphRecord:
     record = value.record(GraphRecord)
-    file, first = record["file"].text(), record["first"].whole(0, model.layers - 1)
+    file, first = record["file"].text(), record["first"].whole(layers[0], layers[1] - 1)
     if file not in files:
         raise record["file"].bad("a file listed under files")
-    return GraphRecord(file, first, record["last"].whole(first + 1, model.layers))
+    return GraphRecord(file, first, record["last"].whole(first + 1, layers[1]))
 
 
 def _tokenizer(value: _Value) -> TokenizerRecord:

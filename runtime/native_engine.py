@@ -67,10 +67,10 @@ class NativeEngine:
         path: the instruction set, one of `_native.paths()`, by default the fastest.
 
         Raises SettingsError for a value out of range, EngineError where the kernels were not built or do not run this
-        model, BudgetError if the memory that it would take is not there.
+        model, PackageError for layers that the package does not hold, BudgetError if there is too little memory.
         """
         self.model = package.model
-        self.layers = layer_range(layers, self.model.layers)
+        self.layers = layer_range(layers, package)
         self.capacity = self._most_capacity = context_slots(capacity, package)
         self.length = 0
         threads = setting("threads", threads, default=usable_cores(), highest=1024)

@@ -57,11 +57,11 @@ class OnnxEngine:
         """capacity: KV slots, by default the package's max_context. threads: by default the usable physical cores.
         providers: ONNX Runtime's execution providers in order of preference, by default its CPU.
 
-        Raises SettingsError for a value out of range, EngineError for a missing provider or graph, BudgetError if the
-        memory that it would take is not there.
+        Raises SettingsError for a value out of range, PackageError for layers that the package does not hold,
+        EngineError for a missing provider or graph, BudgetError if there is too little memory.
         """
         self.model = package.model
-        self.layers = layer_range(layers, self.model.layers)
+        self.layers = layer_range(layers, package)
         self.capacity = context_slots(capacity, package)
         self.length = 0
         threads = setting("threads", threads, default=usable_cores(), highest=1024)

@@ -30,6 +30,7 @@ from edgemem.runtime.weight_layout import tensor_specs
 
 Identity = tuple[int, ...]  # device, inode, size and times of a file
 _HEADER_BYTES_A_TENSOR = 256  # name, dtype, shape and offsets take some 120
+_JOIN = "use the whole package, or lend the other layers from a server: edgemem split run PACKAGE --server NAME"
 ENGINES_FOLDER = "engines"  # built on this device, safe to delete, no part of the contract
 
 
@@ -53,8 +54,8 @@ class Package:
         self._folder = folder
         self._tensors = tensors
         self._identities = identities
-        self._shapes = dict(manifest.model.matrices())
-        self._lengths = dict(manifest.model.vectors())
+        self._shapes = dict(manifest.model.matrices(*manifest.layers))
+        self._lengths = dict(manifest.model.vectors(*manifest.layers))
         self._checked_graphs: set[str] = set()
 
     @classmethod
@@ -81,18 +82,31 @@ class Package:
         """Every tensor of the weights file, with its absolute byte offsets, in file order."""
         return self._tensors.tensors
 
+    def require(self, first: int = 0, last: int | None = None) -> None:
+        """Raises PackageError unless layers [first, last) are here, by default all of the model's."""
+        last = self.model.layers if last is None else last
+        here = self.manifest.layers
+        if not here[0] <= first < last <= here[1]:
+            raise PackageError(
+                "the package holds only a part of the model",
+                where=self.path,
+                got=f"layers [{here[0]}, {here[1]}) of {self.model.layers}",
+                wanted=f"layers [{first}, {last})",
+                do=_JOIN,
+            )
+
     def precision(self, name: str) -> Precision:
         """How matrix `name` is stored."""
         return self.manifest.precision_of(name)
 
     def matrix(self, name: str) -> StoredMatrix:
-        """The matrix `name` of model.matrices(), mapped; nothing is read yet."""
+        """The matrix `name` of the layers that are here, mapped; nothing is read yet."""
         if name not in self._shapes:
             raise self._unknown("matrix", name, self._shapes)
         return StoredMatrix(self._tensors, name, self._shapes[name], self.precision(name))
 
     def vector(self, name: str) -> NDArray[np.float32]:
-        """A copy of the vector `name` of model.vectors(), float32. Raises PackageError if it is not finite."""
+        """A copy of the vector `name` of the layers that are here, float32; PackageError if it is not finite."""
         if name not in self._lengths:
             raise self._unknown("vector", name, self._lengths)
         values: NDArray[np.float32] = self._tensors.array(name).copy()
@@ -137,6 +151,8 @@ class Package:
         )
 
     def _how_to_stage(self, first: int, last: int) -> str:
+        if self.manifest.part is not None:
+            return "use the native engine, which needs no graph"
         end = self.model.layers
         if (first == 0 and 0 < last < end) or (last == end and 0 < first < end):
             return f"edgemem compile SOURCE -o {self.path} --stages {first or last}"
@@ -146,7 +162,8 @@ class Package:
 
     def _unknown(self, kind: str, name: str, known: Collection[str]) -> PackageError:
         some = ", ".join([*islice(known, 8), *(["..."] if len(known) > 8 else [])])
-        return PackageError(f"the package has no {kind} {name!a}", where=self.path, wanted=f"one of {some}")
+        do = None if self.manifest.part is None else _JOIN
+        return PackageError(f"the package has no {kind} {name!a}", where=self.path, wanted=f"one of {some}", do=do)
 
     def forget_pages(self) -> None:
         """Give back the memory of the weights' pages, for an engine that has copied what it needs of them."""
@@ -280,7 +297,8 @@ def _identity(descriptor: int) -> Identity:
 def _check_header_length(descriptor: int, manifest: Manifest, path: Path) -> None:
     """Before the header is read: it can be no longer than the manifest's own tensors need."""
     length = int.from_bytes(read_at_most(descriptor, 8), "little")
-    longest = _HEADER_BYTES_A_TENSOR * (3 * len(manifest.precision) + len(dict(manifest.model.vectors())) + 1)
+    vectors = len(dict(manifest.model.vectors(*manifest.layers)))
+    longest = _HEADER_BYTES_A_TENSOR * (3 * len(manifest.precision) + vectors + 1)
     if length > longest:
         raise PackageError(
             "the header's length is impossible", where=path, got=f"{length} bytes", wanted=f"at most {longest} bytes"
@@ -288,11 +306,12 @@ def _check_header_length(descriptor: int, manifest: Manifest, path: Path) -> Non
 
 
 def _check_tensors(tensors: TensorFile, manifest: Manifest, path: Path) -> None:
-    """The file holds exactly the tensors that the model and its precisions ask for, in their order."""
+    """The file holds exactly the tensors that the layers and their precisions ask for, in their order."""
     try:
-        wanted = {spec.name: (spec.dtype, spec.shape) for spec in tensor_specs(manifest.model, manifest.precision)}
+        specs = list(tensor_specs(manifest.model, manifest.precision, *manifest.layers))
     except ValueError as problem:
         raise PackageError("the manifest's precisions do not fit its model", where=path, got=problem) from problem
+    wanted = {spec.name: (spec.dtype, spec.shape) for spec in specs}
     got = {name: (entry.dtype, entry.shape) for name, entry in tensors.tensors.items()}
     if list(got.items()) == list(wanted.items()):
         return

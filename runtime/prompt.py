@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgemem.runtime.errors import PackageError, SettingsError
+from edgemem.runtime.store import NOTE
 from edgemem.runtime.template import ChatTemplate, Message, check_messages
 from edgemem.runtime.tokenizer import Piece, Tokenizer
 
@@ -48,24 +49,26 @@ class PromptReader:
         """The tokens of `text` as the turn after `history` alone, and the conversation with it.
 
         They are all that the template writes behind the last answer's text, its end token first; so the answer is never
-        read again, and it does not matter if the template would write it otherwise, e.g. without its thinking. The
-        template sees no more than a leading system message and the last turn. Raises what `read` raises, SettingsError
-        for a history without an answer, and PackageError if the template leaves answers out.
+        read again, and it does not matter if the template would write it otherwise, e.g. without its thinking. Behind
+        notes they go on in the message that those began. The template sees no more than a leading system message and
+        the last turn. Raises what `read` raises, SettingsError for a history without answer or note, and PackageError
+        if the template leaves answers out.
         """
-        conversation: list[Message] = [*history, {"role": "user", "content": text}]
-        last = max((place for place, message in enumerate(history) if message["role"] == "assistant"), default=-1)
-        if last < 0:
-            raise SettingsError("there is no answer to go on from", wanted="a history with an assistant's message")
-        asked = max((place for place in range(last) if history[place]["role"] == "user"), default=last)
-        leading = [message for message in history[:1] if message["role"] == "system" and asked > 0]
-        mark = _mark(text, *(message["content"] for message in history[asked:]))
-        turn = [*leading, *history[asked:last], {"role": "assistant", "content": mark}, *conversation[last + 1 :]]
-        _, behind = _split(self._template.render(turn), mark, last=True)
-        if behind is None:
-            raise PackageError(
-                "the chat template leaves answers out", where=self._where, do="give the conversation as messages"
-            )
-        return self._tokenizer.encode_pieces(behind), conversation
+        return self._tokenizer.encode_pieces(self._behind(text, history)), [*history, {"role": "user", "content": text}]
+
+    def read_note(self, text: str, history: Sequence[Message], *, goes_on: bool) -> tuple[list[int], list[Message]]:
+        """The tokens of a note after `history`, and the conversation with it: the beginning of a user's message, which
+        other notes and the next question go on with. goes_on: those of the note alone, as `read_next` has them; else
+        all of the conversation's. Raises what `read_next` raises."""
+        conversation: list[Message] = [*history, *check_messages([{"role": NOTE, "content": text}])]
+        mark = _mark(*(message["content"] for message in conversation))
+        if goes_on and history[-1]["role"] == NOTE:
+            written = [Piece(_line(text), False)]
+        elif goes_on:
+            written = self._behind(_line(text) + mark, history)
+        else:
+            written = self._template.render(_folded([*conversation, {"role": NOTE, "content": mark}]))
+        return self._tokenizer.encode_pieces(_split(written, mark, last=True)[0]), conversation
 
     def encode(self, text: str) -> list[int]:
         """The tokens of some words inside a text."""
@@ -73,6 +76,7 @@ class PromptReader:
 
     def read_opening(self, messages: Sequence[Message]) -> list[int]:
         """The tokens before the first message of a user: the system prompt, also one that is the template's own."""
+        messages = _folded(messages)
         first = next((place for place, message in enumerate(messages) if message["role"] == "user"), None)
         if first is None:
             return []
@@ -110,7 +114,28 @@ class PromptReader:
     def _chat(self, messages: Sequence[Message]) -> tuple[list[int], list[Message]]:
         template = self._template
         conversation: list[Message] = [*check_messages(messages)]
-        return self._tokenizer.encode_pieces(template.render(conversation)), conversation
+        return self._tokenizer.encode_pieces(template.render(_folded(conversation))), conversation
+
+    def _behind(self, text: str, history: Sequence[Message]) -> list[Piece]:
+        """What the template writes for a user's `text` behind the last answer, or behind the notes after it."""
+        last = max((place for place, message in enumerate(history) if message["role"] == "assistant"), default=-1)
+        noted = bool(history) and history[-1]["role"] == NOTE
+        if last < 0 and not noted:
+            raise SettingsError("there is no answer to go on from", wanted="a history with an assistant's message")
+        asked = max((place for place in range(last) if history[place]["role"] == "user"), default=max(last, 1))
+        leading = [message for message in history[:1] if message["role"] == "system" and asked > 0]
+        mark = _mark(text, *(message["content"] for message in history[asked:]))
+        turn: list[Message] = [*leading, *history[asked : last + noted]]
+        if noted:
+            turn.append({"role": "user", "content": f"{mark}\n{text}"})
+        else:
+            turn += [{"role": "assistant", "content": mark}, {"role": "user", "content": text}]
+        _, behind = _split(self._template.render(_folded(turn)), mark, last=True)
+        if behind is None:
+            raise PackageError(
+                "the chat template leaves answers out", where=self._where, do="give the conversation as messages"
+            )
+        return behind
 
     def _checked_ids(self, prompt: Sequence[Any]) -> list[int]:
         ids = []
@@ -121,6 +146,30 @@ class PromptReader:
                 raise SettingsError(f"prompt token {place} is no token id", got=repr(token)[:80], wanted=wanted)
             ids.append(int(token))
         return ids
+
+
+def _folded(messages: Sequence[Message]) -> list[Message]:
+    """Without notes: they begin the message of the user that follows them, or are one of their own."""
+    folded: list[Message] = []
+    noted = ""
+    for message in messages:
+        if message["role"] == NOTE:
+            noted += _line(message["content"])
+            continue
+        if noted and message["role"] == "user":
+            folded.append({"role": "user", "content": f"{noted}\n{message['content']}"})
+        elif noted:
+            folded += [{"role": "user", "content": noted}, message]
+        else:
+            folded.append(message)
+        noted = ""
+    if noted:
+        folded.append({"role": "user", "content": noted})
+    return folded
+
+
+def _line(note: str) -> str:
+    return f"{note}\n"
 
 
 def _mark(*texts: str) -> str:

@@ -127,7 +127,7 @@ class Sampler:
             scores = logits - best  # 0 for the best
         ids: NDArray[np.intp] | None = None
         if 0 < settings.top_k < scores.size:
-            ids = _highest(scores, settings.top_k)
+            ids = highest(scores, settings.top_k)
             scores = scores[ids]
         if settings.top_p < 1:
             kept = _nucleus(scores, settings.top_p)
@@ -160,7 +160,7 @@ def uniform(seed: int, draw: int) -> float:
     return (splitmix64(seed, draw) >> 11) * 2.0**-53
 
 
-def _highest(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+def highest(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     """Indices, rising, of the `count` highest scores; of equal ones the lowest indices."""
     place = scores.size - count
     threshold = np.partition(scores, place)[place]

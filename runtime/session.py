@@ -9,28 +9,29 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from edgemem.runtime.answer import Chunk, FinishReason, Request, Timings, Writer, answer_tokens
+from edgemem.runtime.dialogue import Dialogue
 from edgemem.runtime.engine import Engine
 from edgemem.runtime.errors import EdgememError, SettingsError, StoreError
 from edgemem.runtime.memory.keeper import SnapshotKeeper
 from edgemem.runtime.memory.memory import Memory, checked_settings
-from edgemem.runtime.memory.waking import Progress, identity_of, wake
+from edgemem.runtime.memory.waking import Progress, identity_of
 from edgemem.runtime.package import Package
 from edgemem.runtime.prompt import Prompt, PromptReader
 from edgemem.runtime.retention.recall import RecallSettings
 from edgemem.runtime.retention.settings import RetentionSettings
 from edgemem.runtime.sampling import Sampling
-from edgemem.runtime.store import Store, Unfinished
-from edgemem.runtime.template import Message
+from edgemem.runtime.store import NOTE, Store, Unfinished
+from edgemem.runtime.template import Message, check_messages
 from edgemem.runtime.text_stream import TextStream
 from edgemem.runtime.tokenizer import Tokenizer
-from edgemem.runtime.turn import Turn, TurnReader
+from edgemem.runtime.turn import TurnReader
 
 __all__ = ["GREEDY", "Chunk", "FinishReason", "Session", "Timings"]
 
@@ -41,15 +42,12 @@ _USUAL_CONTEXT = 4096
 class Session:
     """A conversation. Answers run one at a time; `cancel` may be called from any thread.
 
-    messages: the conversation so far, as {"role", "content"} dicts. An answer adds its question and itself when it
-    ends, also when it was cancelled or failed half-way; not if it ended before its first token.
     timings: of the last answer, or of the one that runs.
     memory: what the engine holds. Where it evicts, the conversation is append-only: a turn adds its own tokens, what
     was evicted is not read again, and the system prompt is pinned. A turn that ends before its first token leaves none
     of its own. Other messages, given as a list or put in place of `messages`, begin anew; raw texts and token ids are
     added as they are.
-    unfinished: the turn that was cut off when the process ended, in a session that came back from a store: `resume`
-    goes on with it, and any other prompt leaves it as if it had been cancelled there.
+    note_problem: why the last note that was to be read was not; None where it was.
     """
 
     def __init__(
@@ -71,22 +69,20 @@ class Session:
         """
         self.engine, self.tokenizer, self.package = engine, tokenizer, package
         self.memory = Memory(engine, memory, store=store, recall=recall, clock=clock)
-        self.messages: list[Message] = []
         self.timings = Timings()
-        self.unfinished: Unfinished | None = None
+        self.note_problem: EdgememError | None = None
         where = None if package is None else package.path / "tokenizer_config.json"
         prompts = PromptReader(tokenizer, engine.model.vocabulary, where=where)
-        self._reader = TurnReader(prompts, append_only=self.memory.endless)
+        self._dialogue = Dialogue(self.memory, tokenizer, TurnReader(prompts, append_only=self.memory.endless))
         self._clock = clock
-        self._read_before = 0  # tokens of the unfinished turn's prompt
-        self._said: list[Message] = []  # the messages whose tokens the memory was given
-        if store is not None:
-            self._wake(store, progress)
+        cut = None if store is None else self._dialogue.wake(store, progress)
         self._keeper = None if store is None else SnapshotKeeper(self.memory, store, clock=clock)
-        self._busy = threading.Lock()
+        self._notes = deque(() if cut is None else [_noted(cut, pinned=False)])  # that wait for an answer's end
+        self._busy, self._noting = threading.Lock(), threading.Lock()  # the second: while a note is read
         self._cancelled = self._newest = threading.Event()  # of the answer that runs, of the one last asked for
         self._closing: Future[None] | None = None  # of the last astream, in its thread
         self._closed = False
+        self._take_notes()
 
     @classmethod
     def open(
@@ -118,6 +114,7 @@ class Session:
         with ExitStack() as opened:
             package = Package.open(path)
             opened.callback(package.close)
+            package.require()
             if context is None:
                 context = min(package.manifest.max_context, _USUAL_CONTEXT) if memory is None else memory.budget
             tokenizer = Tokenizer.open(package)
@@ -133,6 +130,23 @@ class Session:
             session = cls(runs, tokenizer, package=package, memory=memory, store=kept, recall=recall, progress=progress)
             opened.pop_all()
         return session
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation so far, as {"role", "content"} dicts, notes with the role "note". An answer adds its
+        question and itself when it ends, also when it was cancelled or failed half-way; not if it ended before its
+        first token."""
+        return self._dialogue.messages
+
+    @messages.setter
+    def messages(self, messages: list[Message]) -> None:
+        self._dialogue.messages = messages
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """The turn that was cut off when the process ended, in a session that came back from a store: `resume` goes on
+        with it, and any other prompt leaves it as if it had been cancelled there."""
+        return self._dialogue.unfinished
 
     @property
     def store_problem(self) -> StoreError | None:
@@ -216,6 +230,22 @@ class Session:
             worker.shutdown(wait=False)
             await asyncio.shield(asyncio.wrap_future(closing))
 
+    def note(self, text: str, *, pinned: bool = False) -> None:
+        """Add to the conversation what nobody asks about, for later questions. It is read at once, by any thread, or
+        waits for the end of the answer that runs, or of the one that was cut off.
+
+        Notes are the beginning of the next question's message, a line each. pinned: as `stream` has it. Raises
+        SettingsError for what is no text, a closed session and a model without a chat template; what goes wrong while
+        it is read is `note_problem`, and the conversation then stays without it.
+        """
+        if self._closed:
+            raise SettingsError("the session is closed", do="open another")
+        if self.tokenizer.chat_template is None:
+            raise SettingsError("the model has no chat template, so it takes no notes", do="use a model that chats")
+        check_messages([{"role": NOTE, "content": text}])
+        self._notes.append(_noted(text, pinned=pinned))
+        self._take_notes()
+
     def cancel(self) -> None:
         """End the answer that is running at its next token, or its next part of the prompt, and the one last asked
         for before its first. With neither, it does nothing."""
@@ -226,8 +256,8 @@ class Session:
         """Forget the conversation, on disk too, and empty the slots. Raises SettingsError while an answer runs."""
         self._begin(threading.Event())
         try:
-            self.messages, self._said, self.unfinished = [], [], None
-            self.memory.reset()
+            self._notes.clear()
+            self._dialogue.reset()
         finally:
             self._end()
 
@@ -250,8 +280,8 @@ class Session:
         try:
             timings = self.timings = Timings(started=self._clock())
             ends = self._checked_ends(request)
-            writer = Writer(TextStream(self.tokenizer, request.stop))
-            turn = self._prepare(request)
+            writer = Writer(TextStream(self.tokenizer, request.stop), self.engine)
+            turn = self._dialogue.begin(request)
             generated = answer_tokens(self.memory, turn, request, timings, cancelled.is_set, self._clock)
             began = ended = False
             problem: EdgememError | None = None
@@ -271,8 +301,9 @@ class Session:
                 generated.close()
                 rest = writer.finish()
                 whole = not (ended or writer.stopped or problem)
-                problem = self._end_turn(turn.conversation, writer.text if began else None, whole=whole) or problem
-            yield Chunk(*rest, _reason(problem, ended or writer.stopped, cancelled.is_set()))
+                said = writer.text if began else None
+                problem = self._dialogue.end(turn.conversation, said, whole=whole) or problem
+            yield Chunk(*rest, _reason(problem, ended or writer.stopped, cancelled.is_set()), writer.route)
             if self._keeper is not None:
                 self._keeper.after_turn()
             if problem is not None:
@@ -280,69 +311,33 @@ class Session:
         finally:
             self._end()
 
-    def _end_turn(self, conversation: list[Message] | None, answer: str | None, *, whole: bool) -> EdgememError | None:
-        """answer: None if there was no token of it. whole: its last token is part of it. Gives what went wrong."""
-        problem = None
-        if self.memory.endless and answer is None:
-            self.memory.forget_turn()
-        elif self.memory.endless and whole:
+    def _take_notes(self) -> None:
+        """Read the notes that wait, while no answer runs and none that was cut off may still be gone on with."""
+        while self._notes and self.unfinished is None:
+            with self._noting:
+                if not self._busy.acquire(blocking=False):
+                    break
+                try:
+                    if self._notes:
+                        self._read_note(self._notes.popleft())
+                finally:
+                    self._busy.release()
+        if self._closed:
+            self._free()
+
+    def _read_note(self, request: Request) -> None:
+        self.note_problem, answer = None, None
+        try:
+            turn = self._dialogue.begin(request)
             try:
-                self.memory.consume_pending()
-            except EdgememError as error:
-                problem = error
-        if conversation is None or answer is None:
-            self.memory.end_turn(None)
-            return problem
-        self.messages = [*conversation, {"role": "assistant", "content": answer}]
-        self._said = list(self.messages)
-        self.memory.end_turn(answer)
-        return problem
-
-    def _prepare(self, request: Request) -> Turn:
-        """The turn, which has begun when this returns. Raises what `stream` raises: then it has not."""
-        memory = self.memory
-        if request.resumes:
-            return self._resumed()
-        self._leave_unfinished()
-        turn = self._reader.turn(
-            request.prompt,
-            self.messages,
-            raw=request.raw,
-            changed=self.messages != self._said,
-            begins=memory.table.length == 0,
-        )
-        if memory.recalls:
-            turn = replace(turn, words=self._reader.own_words(request.prompt, turn))
-        count = len(turn.tokens)
-        memory.check(count, count if request.pinned else turn.opening, anew=turn.whole)
-        memory.begin_turn(turn.asked, whole=turn.whole)
-        return turn
-
-    def _resumed(self) -> Turn:
-        if self.unfinished is None:
-            raise SettingsError("no turn was cut off", do="ask something")
-        turn = self._reader.unfinished_turn(self.unfinished, self.messages, self._read_before)
-        self.unfinished = None
-        return turn
-
-    def _leave_unfinished(self) -> None:
-        """The turn that was cut off ends as if it had been cancelled there."""
-        cut, self.unfinished = self.unfinished, None
-        if cut is None:
-            return
-        said = [*(() if cut.whole else self.messages), *cut.messages]
-        answer = self.tokenizer.decode(cut.generated) if cut.generated else None
-        self._end_turn(said if cut.messages else None, answer, whole=False)
-
-    def _wake(self, store: Store, progress: Progress | None) -> None:
-        """Take up the store's conversation."""
-        woken, recovered = wake(self.memory, store, progress), store.recovered
-        self.messages = [*recovered.messages]
-        self._said = list(self.messages)
-        cut = self.unfinished = recovered.unfinished
-        if cut is not None and (woken.read is None or not (cut.messages or cut.generated)):
-            self._leave_unfinished()
-        self._read_before = woken.read or 0
+                list(answer_tokens(self.memory, turn, request, Timings(), lambda: False, self._clock))
+                answer = ""
+            finally:
+                self._dialogue.end(turn.conversation, answer, whole=False)
+        except EdgememError as problem:
+            self.note_problem = problem
+        if self._keeper is not None:
+            self._keeper.after_turn()
 
     def _checked_ends(self, request: Request) -> frozenset[int]:
         if not isinstance(request.sampling, Sampling):
@@ -352,7 +347,8 @@ class Session:
         return frozenset() if request.ignore_eos else self.tokenizer.eos_ids
 
     def _begin(self, cancelled: threading.Event) -> None:
-        free = self._busy.acquire(blocking=False)
+        with self._noting:  # a note takes no longer to be read than a question, and is waited for
+            free = self._busy.acquire(blocking=False)
         if free:
             self._cancelled = cancelled  # before the look at _closed: close() sets that first and cancels second
         if self._closed:
@@ -367,8 +363,7 @@ class Session:
 
     def _end(self) -> None:
         self._busy.release()
-        if self._closed:
-            self._free()
+        self._take_notes()
 
     def _free(self) -> None:
         """Close all that is owned unless an answer still uses it; `_busy` then stays taken for good."""
@@ -382,6 +377,10 @@ class Session:
             closing.callback(self.engine.close)
             if self._keeper is not None:
                 self._keeper.take()
+
+
+def _noted(text: str, *, pinned: bool) -> Request:
+    return Request(text, False, GREEDY, 0, (), False, pinned, notes=True)
 
 
 def _reason(problem: EdgememError | None, stopped: bool, cancelled: bool) -> FinishReason:

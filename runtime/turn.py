@@ -56,6 +56,14 @@ class TurnReader:
         asked = tuple(read) if whole else tuple(read[-1:])
         return Turn(_ids(tokens), read, self._opening(tokens, read), asked=asked, whole=whole)
 
+    def note(self, text: str, history: Sequence[Message], *, changed: bool) -> Turn:
+        """A note after `history`. Raises what PromptReader.read_note raises."""
+        goes_on = self._append_only and bool(history) and not changed
+        tokens, conversation = self._prompts.read_note(text, history, goes_on=goes_on)
+        opening = 0 if goes_on else self._opening(tokens, conversation)
+        asked = tuple(conversation if changed else conversation[-1:])
+        return Turn(_ids(tokens), conversation, opening, asked=asked, whole=changed)
+
     def own_words(self, prompt: Prompt, turn: Turn) -> range:
         """Where in the turn's tokens those of its text are, without the template's; all of them where that cannot be
         told."""

@@ -27,11 +27,16 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
 
 
-def tensor_specs(model: ModelSpec, precision: Mapping[str, Precision]) -> Iterator[TensorSpec]:
-    """Every tensor of the weights file in file order. Raises ValueError where a group does not divide a row."""
-    for name, length in model.vectors():
+def tensor_specs(
+    model: ModelSpec, precision: Mapping[str, Precision], first: int = 0, last: int | None = None
+) -> Iterator[TensorSpec]:
+    """Every tensor of the weights file of layers [first, last), in file order.
+
+    Raises ValueError where a group does not divide a row.
+    """
+    for name, length in model.vectors(first, last):
         yield TensorSpec(name, "F32", (length,))
-    for _, block in groupby(model.matrices(), key=lambda matrix: _block(matrix[0], precision)):
+    for _, block in groupby(model.matrices(first, last), key=lambda matrix: _block(matrix[0], precision)):
         parts = [matrix_specs(name, shape, precision[name]) for name, shape in block]
         for same in zip(*parts, strict=True):
             yield from same

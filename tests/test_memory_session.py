@@ -68,7 +68,7 @@ def _ids(chunks: list[Chunk]) -> list[int]:
 
 def _tokens_of(session: Session, *messages: dict[str, str]) -> list[int]:
     """The conversation as the template writes it, without an answer to come."""
-    template = session._reader._prompts._template
+    template = session._dialogue._reader._prompts._template
     return session.tokenizer.encode_pieces(template.render(messages, ask=False))
 
 

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from edgemem.runtime.errors import StoreError
-from edgemem.runtime.store import Entry, Store, StoreSettings, Tokens, TurnBegin, TurnEnd
+from edgemem.runtime.store import NOTE, Entry, Store, StoreSettings, Tokens, TurnBegin, TurnEnd
 from edgemem.runtime.store.upkeep import look
 
 
 class _Said(NamedTuple):
-    """A turn with an answer. number: as the slots' tokens have it. whole: its messages are the whole conversation."""
+    """A turn with an answer, or a note. number: as the slots' tokens have it. whole: its messages are the whole
+    conversation."""
 
     number: int
     messages: list[dict[str, str]]
@@ -22,7 +23,7 @@ class _Said(NamedTuple):
 
 
 def forget_last(folder: Path, count: int) -> int:
-    """Forget the last `count` turns that have an answer, and what came after; how many messages are left.
+    """Forget the last `count` turns that have an answer, and notes, and what came after; how many messages are left.
 
     Where none would be left, the conversation begins anew. Raises StoreError as Store.open and its replay do.
     """
@@ -36,8 +37,9 @@ def forget_last(folder: Path, count: int) -> int:
             if store.recovered.unfinished is not None:
                 store.end_turn(None)
             store.append_keep(np.arange(np.count_nonzero(store.recovered.held["turn"] < said[-count].number)))
-            store.begin_turn(left[:-1], whole=True)
-            store.end_turn(left[-1]["content"])
+            noted = left[-1]["role"] == NOTE
+            store.begin_turn(left if noted else left[:-1], whole=True)
+            store.end_turn("" if noted else left[-1]["content"])
         if store.problem is not None:
             problem = store.problem
             raise StoreError("the turns cannot be forgotten", where=folder, got=problem.got, do=problem.do)
@@ -56,7 +58,7 @@ def _turns(entries: Iterable[Entry]) -> list[_Said]:
         elif isinstance(entry, Tokens):
             tokens += len(entry.ids)
         elif isinstance(entry, TurnEnd) and entry.answer is not None:
-            messages = [*map(dict, begun.messages), {"role": "assistant", "content": entry.answer}]
+            messages = begun.said(entry.answer)
             if tokens or not begun.whole:
                 said.append(_Said(number, messages, begun.whole))
                 continue

@@ -12,7 +12,6 @@ import numpy as np
 
 from edgemem.runtime.engine import Engine
 from edgemem.runtime.errors import EdgememError, PackageError, StoreError
-from edgemem.runtime.manifest import WEIGHTS_FILE
 from edgemem.runtime.memory.memory import Memory
 from edgemem.runtime.package import Package
 from edgemem.runtime.store import Entry, Identity, Keep, Recovered, Snapshot, Store, Tokens, TurnBegin
@@ -34,7 +33,7 @@ def identity_of(package: Package, engine: Engine) -> Identity:
     """Whose conversation it is."""
     files, model = package.manifest.files, package.model
     return Identity(
-        weights=files[WEIGHTS_FILE].sha256,
+        weights=package.manifest.model_hash,
         tokenizer=files[TOKENIZER_FILES[0]].sha256,
         vocabulary=model.vocabulary,
         layers=model.layers,

@@ -161,7 +161,7 @@ class Conversation:
             return
         if begun.whole:
             self.messages, self.messages_before, self._text_bytes = [], 0, 0
-        added = [*map(dict, begun.messages), {"role": "assistant", "content": entry.answer}]
+        added = begun.said(entry.answer)
         self.messages += added
         self._text_bytes += sum(map(text_size, added))
         dropped = 0

@@ -24,6 +24,8 @@ from edgemem.runtime.store.payload import (
 
 SLOTS = 1 << 20  # more than any cache has; bounds what a hostile journal can make a reader hold
 
+NOTE = "note"  # the role of a message that asks nothing: a turn that ends with one has no answer
+
 _GENERATED, _SCORED, _PINNED = 1, 2, 4
 
 
@@ -111,10 +113,18 @@ class TurnBegin:
     def __post_init__(self) -> None:
         check_messages(self.messages)
 
+    def said(self, answer: str) -> list[dict[str, str]]:
+        """What the conversation has gained when the turn ends with this answer; a note's is empty."""
+        said = [*map(dict, self.messages)]
+        if said and said[-1]["role"] == NOTE:
+            return said
+        return [*said, {"role": "assistant", "content": answer}]
+
 
 @dataclass(frozen=True)
 class TurnEnd:
-    """The turn ends. answer: the assistant's text; None where there is none, and then its messages are forgotten."""
+    """The turn ends. answer: the assistant's text, "" for a note; None where there is none, and then its messages are
+    forgotten."""
 
     answer: str | None
 

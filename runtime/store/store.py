@@ -158,8 +158,8 @@ class Store:
         self._append(lambda: Keep.of_slots(np.asarray(slots)))
 
     def end_turn(self, answer: str | None) -> None:
-        """The turn ends and is flushed. answer: None where it has none, or is no conversation: then its messages are
-        not said. Raises SettingsError outside a turn."""
+        """The turn ends and is flushed. answer: "" for a note, None where it has none, or is no conversation: then its
+        messages are not said. Raises SettingsError outside a turn."""
         self._append(lambda: TurnEnd(answer))
         self.flush()
 

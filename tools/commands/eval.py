@@ -3,8 +3,8 @@
 example: edgemem eval smollm2-135m --text book.txt --tokens 1024
 KL is by default against the package's own weights, dequantised, in float32: it shows the engine's error alone.
 --reference SOURCE shows what compression lost. The text is read in windows of -c tokens.
-What bounded memories keep, and what that is worth, is measured by edgemem eval memory, which has its own --help.
-A package that is called memory is given by its path, ./memory.
+What bounded memories keep, and what that is worth, is measured by edgemem eval memory, how well the camera is woken by
+edgemem eval capture; each has its own --help. A package that is called so is given by its path, ./memory or ./capture.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edgemem.tools import eval_memory
+from edgemem.tools import eval_capture, eval_memory
 from edgemem.tools.options import add_engine, add_model, file_path, model_name, positive
 from edgemem.tools.verbs import Verb, dispatch_verbs
 
@@ -34,7 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one object")
     add_engine(parser, context="tokens a window, each from an empty memory (512)")
     memory = Verb(eval_memory.__doc__ or "", eval_memory.configure, eval_memory.run)
-    dispatch_verbs(parser, {"memory": memory})
+    capture = Verb(eval_capture.__doc__ or "", eval_capture.configure, eval_capture.run)
+    dispatch_verbs(parser, {"memory": memory, "capture": capture})
 
 
 def run(args: argparse.Namespace) -> int:

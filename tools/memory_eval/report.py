@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
 
-from edgemem.profiles.html_page import html_page
 from edgemem.tools.memory_eval.figures import plots
 from edgemem.tools.memory_eval.measures import defaults, verdicts
 from edgemem.tools.memory_eval.record import Record, Result
 from edgemem.tools.memory_eval.settings import POLICIES
 from edgemem.tools.memory_eval.speed_table import speed_table
 from edgemem.tools.memory_eval.tables import Table, part_tables, verdict_table
+from edgemem.tools.report_page import bullets, figure, page, table_html, warning
 
 _TITLE = "What a bounded memory keeps, and what that is worth"
 
@@ -44,22 +43,17 @@ def markdown(record: Record, planned: int) -> str:
 
 def html(record: Record, planned: int) -> str:
     """The page. Raises SettingsError where matplotlib is not installed."""
-    figures = "".join(
-        f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>" for svg, text in plots(record.results)
-    )
-    body = [
-        f'<p class="eyebrow">edgemem eval memory, {escape(_date(record))}</p>',
-        f"<h1>{escape(_TITLE)}</h1>",
-        *(f'<p class="warning">{escape(line)}</p>' for line in _state(record, planned)),
-        _list(conclusions(record.results)),
-        figures,
-        *(_table(table) for table in tables_of(record.results)),
+    parts = [
+        *(warning(line) for line in _state(record, planned)),
+        bullets(conclusions(record.results)),
+        *(figure(svg, text) for svg, text in plots(record.results)),
+        *(table_html(table) for table in tables_of(record.results)),
         "<h2>Policies</h2>",
-        _list([f"{name}: {what}" for name, what in _policies(record)]),
+        bullets([f"{name}: {what}" for name, what in _policies(record)]),
         "<h2>Conditions</h2>",
-        _list([f"{name}: {text}" for name, text in _conditions(record)]),
+        bullets([f"{name}: {text}" for name, text in _conditions(record)]),
     ]
-    return html_page(_TITLE, "\n".join(body))
+    return page(_TITLE, f"edgemem eval memory, {_date(record)}", parts)
 
 
 def _state(record: Record, planned: int) -> list[str]:
@@ -96,16 +90,3 @@ def _sizes(record: Record) -> list[tuple[str, str]]:
 def _date(record: Record) -> str:
     dates = sorted(result.date for result in record.results)
     return "–" if not dates else dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-
-
-def _list(lines: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
-
-
-def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.headers)
-    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
-    return (
-        f'<h2>{escape(table.title)}</h2><div class="scroll"><table><caption>{escape(table.note)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )

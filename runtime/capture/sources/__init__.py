@@ -1,0 +1,1 @@
+"""Where sound comes from: a file, a stream of raw samples, a microphone."""
