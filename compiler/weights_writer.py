@@ -29,14 +29,16 @@ _ALIGNMENT = 64
 class WeightsPlan:
     """The file before anything is written: `entries` by tensor name, the `header` bytes, `file_bytes` in all.
 
-    Raises ValueError where a precision's group does not divide the rows.
+    Of layers [first, last) of the model. Raises ValueError where a precision's group does not divide the rows.
     """
 
-    def __init__(self, model: ModelSpec, precision: Mapping[str, Precision]) -> None:
-        self.shapes: dict[str, tuple[int, ...]] = {name: (length,) for name, length in model.vectors()}
-        self.shapes.update(model.matrices())
+    def __init__(
+        self, model: ModelSpec, precision: Mapping[str, Precision], first: int = 0, last: int | None = None
+    ) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {name: (length,) for name, length in model.vectors(first, last)}
+        self.shapes.update(model.matrices(first, last))
         self.precision = precision
-        specs = list(tensor_specs(model, precision))
+        specs = list(tensor_specs(model, precision, first, last))
         sizes = [math.prod(spec.shape) * ITEM_BYTES[spec.dtype] for spec in specs]
         spans = list(pairwise(accumulate(sizes, initial=0)))
         plain = {

@@ -52,17 +52,21 @@ class PackageWriter:
         return self._staging.folder / name
 
     def write_weights(
-        self, model: ModelSpec, precision: Mapping[str, Precision], blocks: Iterable[tuple[str, Block]]
+        self,
+        model: ModelSpec,
+        precision: Mapping[str, Precision],
+        blocks: Iterable[tuple[str, Block]],
+        layers: tuple[int, int] | None = None,
     ) -> dict[str, TensorEntry]:
-        """Write weights.safetensors and give where each tensor lies.
+        """Write weights.safetensors of `layers`, or all, and give where each tensor lies.
 
-        `blocks` yields (name, values): every vector of the model as float32, every matrix in one or more blocks of
+        `blocks` yields (name, values): every vector of them as float32, every matrix in one or more blocks of
         consecutive rows, in any order of names. A matrix's block is a QuantizedMatrix of its precision, or for a float
         precision float32 rows, which are converted here. Raises PackageError for a full disk and for a block that is
         not as declared, NumericError for NaN and Inf.
         """
         try:
-            plan = WeightsPlan(model, precision)
+            plan = WeightsPlan(model, precision, *(layers or (0, model.layers)))
         except ValueError as problem:
             raise PackageError("the precisions do not fit the model", where=self._out, got=problem) from problem
         needed = plan.file_bytes + _MARGIN_BYTES

@@ -62,9 +62,17 @@ def kv_format(engine: str, kv: str | None = None) -> KvFormat:
     return kinds[kind]
 
 
-def model_step(model: ModelSpec, stored: Callable[[str], Stored], slots: int, kv: KvFormat) -> StepCost:
-    """The step that finds `slots` KV slots in use; `stored` tells how each matrix is kept, by its name."""
-    return step_cost(model, stored, slots, kv_element_bytes=kv.element_bytes, kv_scale_bytes=kv.scale_bytes)
+def model_step(
+    model: ModelSpec,
+    stored: Callable[[str], Stored],
+    slots: int,
+    kv: KvFormat,
+    layers: tuple[int, int] | None = None,
+) -> StepCost:
+    """The step that finds `slots` KV slots in use, over `layers` or all; `stored`: each matrix's, by its name."""
+    return step_cost(
+        model, stored, slots, kv_element_bytes=kv.element_bytes, kv_scale_bytes=kv.scale_bytes, layers=layers
+    )
 
 
 def model_floors(model: ModelSpec, stored: Callable[[str], Stored], slots: int, kv: KvFormat) -> Floors:
@@ -76,7 +84,7 @@ def model_floors(model: ModelSpec, stored: Callable[[str], Stored], slots: int, 
 
 def engine_step(manifest: Manifest, slots: int, engine: str, kv: str | None = None) -> StepCost:
     """What the step that finds `slots` KV slots in use streams, by the engine's name."""
-    return model_step(manifest.model, manifest.precision_of, slots, kv_format(engine, kv))
+    return model_step(manifest.model, manifest.precision_of, slots, kv_format(engine, kv), manifest.layers)
 
 
 def floors_at(manifest: Manifest, slots: int, engine: str, kv: str | None = None) -> Floors:
@@ -88,5 +96,5 @@ def floors_at(manifest: Manifest, slots: int, engine: str, kv: str | None = None
 def footprint_bytes(manifest: Manifest, slots: float, engine: str, kv: str | None = None) -> float:
     """Of the whole weights file and the keys and values of `slots` slots, as the engine of that name keeps them."""
     kept = kv_format(engine, kv)
-    slot = kv_slot_bytes(manifest.model, kept.element_bytes, scale_bytes=kept.scale_bytes)
+    slot = kv_slot_bytes(manifest.model, kept.element_bytes, manifest.layers, scale_bytes=kept.scale_bytes)
     return manifest.files[WEIGHTS_FILE].bytes + slots * slot

@@ -26,6 +26,7 @@ class ProfiledPackage:
 def describe(profiled: ProfiledPackage) -> Target:
     """The package, opened and wholly verified once. Raises PackageError and UnsafePathError."""
     with Package.open(profiled.path) as package:
+        package.require()
         manifest = package.manifest
     note = "random weights" if profiled.kind == "shape" else "not measured when it was compiled"
     return Target(

@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemem.runtime.engine import KVState, Route
+
 
 @dataclass(frozen=True, eq=False)
 class Ask:
@@ -41,11 +43,21 @@ class Back(Protocol):
     """The layers [split, L) over a KV cache of their own. One call at a time.
 
     Every call changes the cache at most once, however often it is sent: a remote back stage numbers its operations.
-    Raises LinkError where a server cannot be reached or does not answer in time: then it is not known whether the
-    call was done, and `sync` settles it.
+    Raises LinkError where a server cannot be reached or does not answer in time: then the call counts as not done, and
+    what a server did all the same is undone before the next.
     """
 
-    length: int  # slots in use, as far as is known
+    capacity: int  # KV slots
+
+    @property
+    def length(self) -> int:
+        """Slots in use, as far as is known."""
+        ...
+
+    @property
+    def route(self) -> Route:
+        """Where the last answer came from: see route_of."""
+        ...
 
     def extend(self, payload: bytes, count: int, ask: Ask) -> Answer:
         """Consume `count` states, as a Codec encoded them, into the next slots."""
@@ -58,5 +70,13 @@ class Back(Protocol):
     def keep(self, slots: NDArray[np.int64]) -> None: ...
 
     def truncate(self, length: int) -> None: ...
+
+    def state(self) -> KVState:
+        """Of its layers. Raises EngineError where the cache is a server's."""
+        ...
+
+    def restore(self, state: KVState) -> None:
+        """Raises EngineError where the cache is a server's, PackageError for a state that does not fit."""
+        ...
 
     def close(self) -> None: ...

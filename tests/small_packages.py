@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from edgemem.runtime.manifest import (
     GraphRecord,
     Manifest,
     Origin,
+    Part,
     Probe,
     Quality,
     TokenizerRecord,
@@ -110,6 +112,13 @@ def small_manifest(model: ModelSpec | None = None, files: Mapping[str, FileRecor
         origin=Origin("org/small", "huggingface", "a" * 64, "apache-2.0"),
         quality=Quality("a text", 64, 23.5, 23.25, 0.0025, 0.96875),
     )
+
+
+def part_manifest(whole: Manifest, first: int, last: int) -> Manifest:
+    """What a part that holds layers [first, last) of it says."""
+    names = [name for name, _ in whole.model.matrices(first, last)]
+    part = Part(first, last, whole.model_hash)
+    return replace(whole, precision={name: whole.precision[name] for name in names}, graphs=(), part=part)
 
 
 def small_package(out: Path, *, seed: int = 0, model: ModelSpec | None = None) -> Path:

@@ -16,6 +16,10 @@ from edgemem.runtime.errors import ContextError, EngineError, NumericError, Pack
 from edgemem.runtime.open import ENGINES, open_engine
 from edgemem.runtime.package import Package
 from edgemem.runtime.sampling import Sampler, Sampling
+from edgemem.split.codec import CodecSettings
+from edgemem.split.coder import coder_of
+from edgemem.split.engine import SplitEngine
+from edgemem.split.local_back import LocalBack
 
 CAPACITY = 64
 # Relative to the greatest value. Int8 activations turn a rounding of the last bit into one of a 127th now and then, and
@@ -23,8 +27,9 @@ CAPACITY = 64
 TOLERANCE = {
     "onnx": {"plain": 1e-5, "rich": 5e-2, "single": 1e-5},
     "native": {"plain": 2e-3, "rich": 5e-2, "single": 2e-3},
+    "split": {"plain": 2e-3, "rich": 5e-2, "single": 2e-3},
 }
-KV_BYTES = {"onnx": 4, "native": 2}
+KV_BYTES = {"onnx": 4, "native": 2, "split": 2}
 Open = Callable[..., Engine]
 
 
@@ -50,19 +55,34 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pac
         package.close()
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=[*ENGINES, "split"])
 def open_(request: pytest.FixtureRequest, packages: dict[str, Package]) -> Iterator[Open]:
     """Opens an engine of the kind under test by the package's name, and closes it in the end."""
     opened: list[Engine] = []
 
     def open_one(name: str, **settings: Any) -> Engine:
         settings = {"capacity": CAPACITY, "threads": 1, **settings}
-        opened.append(open_engine(packages[name], request.param, **settings))
+        if request.param != "split":
+            opened.append(open_engine(packages[name], request.param, **settings))
+        elif "layers" in settings:
+            pytest.skip("a split engine is all layers")
+        else:
+            opened.append(split_engine(packages[name], **settings))
         return opened[-1]
 
     yield open_one
     for engine in opened:
         engine.close()
+
+
+def split_engine(package: Package, **settings: Any) -> Engine:
+    """Its first layer, or none of one, in front, and the others behind, all here."""
+    model = package.model
+    split = min(1, model.layers - 1)
+    coder = coder_of(model, split, CodecSettings("fp32"))
+    front = open_engine(package, "native", layers=(0, split), **settings) if split else None
+    back = open_engine(package, "native", layers=(split, model.layers), **settings)
+    return SplitEngine(model, front, LocalBack(back, coder), coder)
 
 
 @pytest.fixture(params=["plain", "rich"])
@@ -396,5 +416,6 @@ def test_traffic_grows_with_the_slots_in_use(open_: Open) -> None:
     long = engine.traffic()
     assert long.weights == short.weights > 0
     assert long.kv_read > short.kv_read
-    # layers, key and value, one head of 32
-    assert long.kv_write == short.kv_write == 4 * 2 * 32 * KV_BYTES[engine.name]
+    # layers that are here for good, key and value, one head of 32
+    layers = 1 if engine.name == "split" else 4
+    assert long.kv_write == short.kv_write == layers * 2 * 32 * KV_BYTES[engine.name]

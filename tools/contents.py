@@ -38,20 +38,22 @@ class Totals:
 
 
 def package_totals(manifest: Manifest) -> Totals:
-    matrices = dict(manifest.model.matrices())
+    matrices = dict(manifest.model.matrices(*manifest.layers))
     stored = sum(manifest.precision_of(name).bytes_for(*shape) for name, shape in matrices.items())
     return Totals(
         weights=sum(rows * columns for rows, columns in matrices.values()),
-        weight_bytes=stored + 4 * sum(length for _, length in manifest.model.vectors()),
+        weight_bytes=stored + 4 * sum(length for _, length in manifest.model.vectors(*manifest.layers)),
         file_bytes=sum(record.bytes for record in manifest.files.values()),
     )
 
 
-def tensor_runs(model: ModelSpec, precision_of: PrecisionOf) -> list[TensorRun]:
-    """Every tensor once for each run of consecutive layers that are stored alike, in the model's order."""
-    precisions = {name: precision_of(name) for name, _ in model.matrices()}
-    tensors: list[tuple[str, tuple[int, ...]]] = [*model.matrices(), *((n, (size,)) for n, size in model.vectors())]
-    inside: dict[int, list[tuple[str, tuple[int, ...]]]] = {layer: [] for layer in range(model.layers)}
+def tensor_runs(model: ModelSpec, precision_of: PrecisionOf, layers: tuple[int, int] | None = None) -> list[TensorRun]:
+    """Every tensor of `layers`, or all, once for each run of consecutive layers that are stored alike, in order."""
+    here = layers or (0, model.layers)
+    precisions = {name: precision_of(name) for name, _ in model.matrices(*here)}
+    vectors = ((name, (size,)) for name, size in model.vectors(*here))
+    tensors: list[tuple[str, tuple[int, ...]]] = [*model.matrices(*here), *vectors]
+    inside: dict[int, list[tuple[str, tuple[int, ...]]]] = {layer: [] for layer in range(*here)}
     before: list[tuple[str, tuple[int, ...]]] = []
     after: list[tuple[str, tuple[int, ...]]] = []
     for name, shape in tensors:
@@ -61,24 +63,24 @@ def tensor_runs(model: ModelSpec, precision_of: PrecisionOf) -> list[TensorRun]:
         else:
             (before if name == "embedding" else after).append((name, shape))
     rows = [_run("–", name, shape, precisions.get(name), name in precisions, 1) for name, shape in before]
-    for first, last in _alike(model, precisions):
-        layers = f"{first}-{last - 1}" if last - first > 1 else str(first)
+    for first, last in _alike(here, precisions):
+        numbers = f"{first}-{last - 1}" if last - first > 1 else str(first)
         for tensor, shape in inside[first]:
             name = f"layers.{first}.{tensor}"
-            rows.append(_run(layers, tensor, shape, precisions.get(name), name in precisions, last - first))
+            rows.append(_run(numbers, tensor, shape, precisions.get(name), name in precisions, last - first))
     rows += [_run("–", name, shape, precisions.get(name), name in precisions, 1) for name, shape in after]
     return rows
 
 
-def _alike(model: ModelSpec, precisions: dict[str, Precision | None]) -> Iterator[tuple[int, int]]:
+def _alike(layers: tuple[int, int], precisions: dict[str, Precision | None]) -> Iterator[tuple[int, int]]:
     """Half-open runs of layers whose matrices all have the same precisions."""
 
     def kinds(layer: int) -> list[Precision | None]:
         return [kind for name, kind in precisions.items() if name.startswith(f"layers.{layer}.")]
 
-    first = 0
-    for layer in range(1, model.layers + 1):
-        if layer == model.layers or kinds(layer) != kinds(first):
+    first, last = layers
+    for layer in range(first + 1, last + 1):
+        if layer == last or kinds(layer) != kinds(first):
             yield first, layer
             first = layer
 

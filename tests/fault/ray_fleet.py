@@ -34,7 +34,7 @@ TOKENS, KILLS = 30, (8, 18)
 def main(path: Path) -> None:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
     with Package.open(path) as package:
-        model_hash = package.manifest.files["weights.safetensors"].sha256
+        model_hash = package.manifest.model_hash
         fleet = Fleet(
             path,
             [1],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import driver
-from small_packages import small_manifest, small_model
+from small_packages import part_manifest, small_manifest, small_model
 
 from edgemem.runtime.errors import FileError
 from edgemem.runtime.manifest_yaml import dump, load, seal
@@ -12,6 +12,7 @@ _SEAL_BYTES = len(seal(b""))
 SEEDS = [
     dump(small_manifest())[:-_SEAL_BYTES],
     dump(small_manifest(small_model(tied_head=True, qk_norm=True)))[:-_SEAL_BYTES],
+    dump(part_manifest(small_manifest(), 1, 3))[:-_SEAL_BYTES],
 ]
 
 

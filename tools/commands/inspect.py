@@ -47,7 +47,7 @@ def _package(args: argparse.Namespace, path: Path) -> int:
 
     with Package.open(path) as package:
         manifest = package.manifest
-    runs = tensor_runs(manifest.model, manifest.precision_of)
+    runs = tensor_runs(manifest.model, manifest.precision_of, manifest.layers)
     totals = package_totals(manifest)
     step = _step(args, manifest)
     if args.json:
@@ -56,6 +56,7 @@ def _package(args: argparse.Namespace, path: Path) -> int:
                 "path": str(path),
                 "name": manifest.name,
                 "model": manifest.model.to_dict(),
+                "part": None if manifest.part is None else asdict(manifest.part),
                 "max_context": manifest.max_context,
                 "tensors": [asdict(run) for run in runs],
                 **asdict(totals),
@@ -82,6 +83,7 @@ def _package_facts(manifest: Manifest, args: argparse.Namespace, step: dict[str,
     source = "measured here" if args.bandwidth is None else "given"
     facts: list[tuple[str, object]] = [
         ("model", _model_line(manifest.model)),
+        *_part_facts(manifest),
         ("context", f"{manifest.max_context} slots, trained for {manifest.model.trained_context}"),
         ("weights", f"{totals.weights / 1e6:.1f} million, {totals.bits_per_weight:.2f} bits each"),
         ("size", f"{size_text(totals.file_bytes)} on disk, weights {size_text(totals.weight_bytes)}"),
@@ -92,7 +94,7 @@ def _package_facts(manifest: Manifest, args: argparse.Namespace, step: dict[str,
         ("bandwidth", f"{step['bandwidth_gb_s']:.1f} GB/s ({source})"),
         ("streamed floor", f"{step['streamed_floor_ms']:.3f} ms = {1e3 / step['streamed_floor_ms']:.0f} tokens/s"),
         ("footprint floor", f"{step['footprint_floor_ms']:.3f} ms"),
-        ("graphs", ", ".join(f"{graph.file} [{graph.first}, {graph.last})" for graph in manifest.graphs)),
+        ("graphs", ", ".join(f"{graph.file} [{graph.first}, {graph.last})" for graph in manifest.graphs) or "none"),
         ("origin", f"{origin.source} ({origin.format}), licence {origin.licence or 'not stated'}"),
     ]
     if quality is None:
@@ -102,6 +104,13 @@ def _package_facts(manifest: Manifest, args: argparse.Namespace, step: dict[str,
         f"KL {quality.kl_mean:.5f}, top-1 {quality.top1_agreement:.2%}, {quality.tokens} tokens"
     )
     return [*facts, ("quality", text)]
+
+
+def _part_facts(manifest: Manifest) -> list[tuple[str, object]]:
+    if manifest.part is None:
+        return []
+    first, last = manifest.layers
+    return [("part", f"layers [{first}, {last}), cut from weights of sha256 {manifest.model_hash}")]
 
 
 def _step(args: argparse.Namespace, manifest: Manifest) -> dict[str, Any]:
