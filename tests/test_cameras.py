@@ -417,7 +417,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.taken, self.closed = 0, False
-        self.problem: DeviceError | None = None
+        self.problem: Exception | None = None
         self._more = threading.Condition()
 
     def now_s(self) -> float:
@@ -467,13 +467,14 @@ def test_a_ring_gives_pictures_of_before(started: Callable[[Scene, RingSettings]
     assert all(thread.name != "edgemem-ring" for thread in threading.enumerate())
 
 
+@pytest.mark.parametrize("problem", [DeviceError("unplugged"), RuntimeError("unplugged")])
 def test_a_ring_whose_camera_is_lost_says_so_until_it_is_back(
-    started: Callable[[Scene, RingSettings], RingCamera],
+    started: Callable[[Scene, RingSettings], RingCamera], problem: Exception
 ) -> None:
     scene = Scene()
     camera = started(scene, RingSettings(seconds=10, per_s=100))
     scene.wait(3)
-    scene.problem = DeviceError("unplugged")
+    scene.problem = problem
     scene.wait(scene.taken + 2)
     with pytest.raises(DeviceError, match="unplugged"):
         camera.take(scene.now_s() + 5)

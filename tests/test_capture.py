@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import wave
 from collections.abc import Callable, Iterator
@@ -465,6 +466,36 @@ def test_recordings_stay_below_their_cap(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "audio").iterdir())
     assert sum(path.stat().st_size for path in (tmp_path / "audio").iterdir()) <= 200_000
     assert names[-1].startswith("1970-01-01T000005")
+
+
+def test_recordings_go_when_they_are_too_old_and_end_where_sound_is_missing(tmp_path: Path) -> None:
+    clips = AudioClips(tmp_path, 1 << 30, days=1)
+    old = tmp_path / "audio" / "1999-01-01T000000-1.wav"
+    old.parent.mkdir()
+    old.write_bytes(b"RIFF")
+    os.utime(old, (0, 0))
+    clips.hear(Block(np.full(32_000, 0.1, np.float32), 0))
+    clips.want(32_000)
+    first = clips.interrupt()
+    assert first is not None
+    assert first.stat().st_size == 44 + 2 * 32_000
+    assert not old.exists()
+    clips.hear(Block(np.full(16_000, 0.2, np.float32), 900_000))
+    clips.want(916_000)
+    second = clips.finish()
+    assert second is not None
+    assert second.stat().st_size == 44 + 2 * 16_000  # nothing of before the gap
+    assert clips.interrupt() is None
+
+
+def test_openings_without_end_give_recordings_of_about_a_minute(tmp_path: Path) -> None:
+    clips, written = AudioClips(tmp_path, 1 << 30), []
+    for second in range(150):
+        written.append(clips.hear(Block(np.zeros(RATE_HZ, np.float32), second * RATE_HZ)))
+        clips.want((second + 1) * RATE_HZ)
+    lengths = [(path.stat().st_size - 44) / 2 / RATE_HZ for path in written if path is not None]
+    assert len(lengths) == 2
+    assert all(60 <= seconds <= 66 for seconds in lengths)
 
 
 def test_a_recording_that_cannot_be_written_is_said_and_does_not_end_it(

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from edgemem.runtime.capture.event_log import EventLog
 from edgemem.runtime.capture.reports import Hop, Statistics
 from edgemem.runtime.capture.sources import portaudio
 from edgemem.runtime.capture.sources.portaudio import MicrophoneInfo
+from edgemem.runtime.capture.trigger import TriggerSettings
 from edgemem.runtime.errors import DeviceError, FileError, SettingsError
 from edgemem.tools import listen_view
 from edgemem.tools.commands import listen
@@ -50,6 +52,17 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., in
 def logged(folder: Path) -> list[Event]:
     with EventLog.open(folder, read_only=True) as log:
         return list(log.events())
+
+
+# --- its help ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_help_tells_the_triggers_own_defaults() -> None:
+    parser = argparse.ArgumentParser("edgemem listen")
+    listen.configure(parser)
+    helps = {action.dest: action.help or "" for action in parser._actions}
+    for setting in fields(TriggerSettings):
+        assert helps[setting.name].endswith(f"({setting.default:g})"), setting.name
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -277,3 +290,27 @@ def test_the_sums_say_what_was_saved() -> None:
     assert str(facts["CPU"]).startswith("1.00 % of one core")
     assert facts["not logged"] == "4 events"
     assert clock_text(3725.4) == "1:02:05"
+
+
+# --- a reader that went away ------------------------------------------------------------------------------------------
+
+
+def test_listening_ends_where_nobody_reads_what_it_writes(
+    command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def closed(_: StatusLine, __: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(StatusLine, "write", closed)
+    argv = ("--audio", CUTLERY, "--camera", IMAGES, "--log", tmp_path / "log", "--json", *EAGER)
+    with pytest.raises(BrokenPipeError):
+        command(*argv)
+    assert 1 <= len(logged(tmp_path / "log")) < 3  # it would be 3 had it gone on
+
+
+def test_pre_roll_is_refused_where_sound_is_not_played_as_fast_as_it_was(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit):
+        command("--audio", CUTLERY, "--camera", IMAGES, "--log", tmp_path / "log", "--pre-roll", "2", *EAGER)
+    assert "--pre-roll needs --speed 1" in capsys.readouterr().err

@@ -231,6 +231,7 @@ def test_scores_are_from_0_to_1(score: float) -> None:
         ({"longest_interval_s": 0.9}, "longest_interval_s"),
         ({"heartbeat_s": True}, "heartbeat_s"),
         ({"pre_roll_s": "1"}, "pre_roll_s"),
+        ({"pre_roll_s": 301}, "pre_roll_s"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(change: dict[str, Any], named: str) -> None:

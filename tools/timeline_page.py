@@ -7,11 +7,13 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from html import escape
 
+from edgemem.runtime.capture.audio import HOP_SAMPLES, RATE_HZ
 from edgemem.runtime.capture.event import Event
 from edgemem.tools.capture_timeline import QUIETEST_DB, Timeline, time_axis
 from edgemem.tools.report_page import bullets, page
 
 _WIDTH, _LEFT = 1000, 70
+_HOP_S = HOP_SAMPLES / RATE_HZ
 _STYLE = """<style>
 svg.timeline { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
 svg.timeline text { fill: var(--soft); }
@@ -47,7 +49,7 @@ def _plot(timeline: Timeline) -> str:
         return round(score_top + score_height * (1 - score), 1)
 
     drawn = [*_known(timeline, x), *_level(timeline, x)]
-    awake = [(hop.end_s - 0.48, hop.end_s) for hop in timeline.hops if hop.is_open]
+    awake = [(hop.end_s - _HOP_S, hop.end_s) for hop in timeline.hops if hop.is_open]
     drawn += [
         f'<rect class="open" x="{x(start)}" y="{score_top}" width="{x(end) - x(start):.1f}" height="{score_height}"/>'
         for start, end in awake
@@ -84,7 +86,7 @@ def _level(timeline: Timeline, x: Callable[[float], float]) -> list[str]:
     drawn = [_label("level", top + 10), _label("0 dB", top + 26), _label(f"{QUIETEST_DB:g} dB", top + height)]
     for hop in timeline.hops:
         share = min(max(1 - hop.level_db / QUIETEST_DB, 0.0), 1.0)
-        left, tall = x(hop.end_s - 0.48), round(height * share, 1)
+        left, tall = x(hop.end_s - _HOP_S), round(height * share, 1)
         width = max(1.0, x(hop.end_s) - left)
         drawn.append(f'<rect class="level" x="{left}" y="{top + height - tall}" width="{width:.1f}" height="{tall}"/>')
     return drawn
@@ -93,9 +95,10 @@ def _level(timeline: Timeline, x: Callable[[float], float]) -> list[str]:
 def _axis(seconds: float, x: Callable[[float], float], y: int) -> list[str]:
     columns = 120
     text = time_axis(seconds, columns)
-    marks = [(index, mark) for index, mark in _words(text)]
     drawn = [f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH}" y1="{y - 10}" y2="{y - 10}"/>']
-    return drawn + [f'<text x="{x(index / columns * seconds)}" y="{y + 6}">{mark}</text>' for index, mark in marks]
+    return drawn + [
+        f'<text x="{x(index / columns * seconds)}" y="{y + 6}">{mark}</text>' for index, mark in _words(text)
+    ]
 
 
 def _words(text: str) -> list[tuple[int, str]]:

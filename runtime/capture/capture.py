@@ -75,7 +75,8 @@ class Capture:
         self._outcomes = Outcomes(self._ledger, None if log is None else FrameWriter(log.folder), caption)
         self._clips: AudioClips | None = None
         if log is not None and self.settings.store_audio:
-            self._clips = AudioClips(log.folder, self.settings.audio_cap_bytes)
+            days = log.settings.retention_days
+            self._clips = AudioClips(log.folder, self.settings.audio_cap_bytes, days=days)
         trigger = self.settings.trigger
         if camera is None:  # a heartbeat is for its picture
             trigger = replace(trigger, heartbeat_s=0.0)
@@ -263,6 +264,8 @@ class Capture:
     def _tell_of(self, piece: Piece) -> None:
         """Count a piece, and log it if it is one that was lost."""
         self.statistics.cpu_s = time.process_time() - self._cpu_began_s
+        if self._clips is not None and not isinstance(piece, Block):
+            self._ledger.try_to("recording", self._clips.interrupt)
         if isinstance(piece, Block):
             self._position = piece.end, time.monotonic()
             if self._clips is not None:

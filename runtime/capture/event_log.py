@@ -32,6 +32,7 @@ from edgemem.runtime.capture.event_row import (
     CAPTION_CHARACTERS,
     COLUMNS,
     KINDS,
+    LARGEST_ID,
     OUTCOMES,
     event_of,
     kept,
@@ -47,7 +48,6 @@ _DAY_S = 86_400.0
 _PRUNED_EVERY_S = 3600.0
 _PAGE = 256
 _INSERT = f"INSERT INTO events ({COLUMNS.removeprefix('id, ')}) VALUES ({', '.join('?' * 11)})"
-_LARGEST_ID = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -225,9 +225,9 @@ class EventLog:
         return self._connection.execute("SELECT 1 FROM events WHERE frame = ?", (frame,)).fetchone() is not None
 
     def _pages(self, condition: str, values: list[Any], newest_first: bool, limit: int | None) -> Iterator[Event]:
-        sign, order, last = ("<", "DESC", _LARGEST_ID) if newest_first else (">", "ASC", 0)
+        sign, order, last = ("<", "DESC", LARGEST_ID) if newest_first else (">", "ASC", 0)
         query = f"SELECT {COLUMNS} FROM events WHERE {condition} AND id {sign} ? ORDER BY id {order} LIMIT ?"
-        left = _LARGEST_ID if limit is None else limit
+        left = LARGEST_ID if limit is None else limit
         while left:
             count = min(_PAGE, left)
             with self._turn("the events cannot be read"):
@@ -281,7 +281,7 @@ class EventLog:
 
 
 def _checked_id(number: int) -> int:
-    if type(number) is not int or not 0 < number <= _LARGEST_ID:
+    if type(number) is not int or not 0 < number <= LARGEST_ID:
         raise SettingsError("this is no event's id", got=shown(number), wanted="a whole number from 1")
     return number
 

@@ -37,7 +37,7 @@ _LONGEST_S = 1e10
 _NAME_CHARACTERS = 100
 _CLASSES = 16
 _CLASSES_CHARACTERS = 4096
-_LARGEST_ID = (1 << 63) - 1
+LARGEST_ID = (1 << 63) - 1
 _OUTCOME_OF = ("trigger", "heartbeat")  # kinds that end in an outcome
 
 Row = tuple[Any, ...]
@@ -82,7 +82,7 @@ def event_of(row: Row) -> Event:
 
 def checked(event: Event) -> Event:
     """The event itself. Raises ValueError for a value that is of another type or out of range."""
-    if type(event.id) is not int or not 0 <= event.id <= _LARGEST_ID:
+    if type(event.id) is not int or not 0 <= event.id <= LARGEST_ID:
         raise ValueError(f"id {event.id!a:.80}")
     _check_number("at", event.at, _LATEST_AT)
     _check_number("position_s", event.position_s, _LONGEST_S)

@@ -17,6 +17,8 @@ from edgemem.runtime.capture.picture import Picture
 from edgemem.runtime.capture.trigger import Take
 from edgemem.runtime.errors import DeviceError, EdgememError, SettingsError, shown
 
+_RETRY_MOST_S = 2.0  # between tries of a lost camera: one that is plugged in again is soon used again
+
 
 @dataclass(frozen=True)
 class ShutterSettings:
@@ -90,7 +92,7 @@ class PendingTakes:
         self._last: tuple[Picture, Frame] | None = None
         self._closing = self._lost = False
         self._retry_at_s = -math.inf
-        self._backoff = Backoff()
+        self._backoff = Backoff(_RETRY_MOST_S)
 
     @property
     def open_takes(self) -> int:

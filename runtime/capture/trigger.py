@@ -15,6 +15,7 @@ from edgemem.runtime.errors import SettingsError, shown
 
 Cause = Literal["open", "interval", "heartbeat"]
 
+_MOST_PRE_ROLL_S = 300.0  # a ring of pictures is held in memory
 _HABITUATION = 0.5  # how much of what is usual is taken from a score
 _HALF_SAMPLE_S = 0.5 / RATE_HZ  # times are whole samples, but the differences of their seconds are only nearly so
 
@@ -58,6 +59,8 @@ class TriggerSettings:
             raise _bad("open_at", self.open_at, "a number from 0 to 1")
         if not 0 < self.close_at < self.open_at:
             raise _bad("close_at", self.close_at, f"over 0 and less than open_at, {self.open_at}")
+        if self.pre_roll_s > _MOST_PRE_ROLL_S:
+            raise _bad("pre_roll_s", self.pre_roll_s, f"at most {_MOST_PRE_ROLL_S}")
         if self.interval_s == 0:
             raise _bad("interval_s", self.interval_s, "a number over 0")
         if self.slowing < 1:

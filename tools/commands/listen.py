@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from edgemem.tools.listen_view import StatusLine
 
 _TRIGGER = {
-    "open": ("open_at", "the camera wakes at this score of hands at work, 0 to 1 (0.5)"),
-    "close": ("close_at", "and sleeps once the score has stayed below this (0.3)"),
-    "hold": ("hold_s", "for so many seconds (1.92)"),
-    "smoothing": ("smoothing_s", "seconds over which scores are averaged (0.5)"),
+    "open": ("open_at", "the camera wakes at this score of hands at work, 0 to 1 (0.6)"),
+    "close": ("close_at", "and sleeps once the score has stayed below this (0.42)"),
+    "hold": ("hold_s", "for so many seconds (0.48)"),
+    "smoothing": ("smoothing_s", "seconds over which scores are averaged (0)"),
+    "habituation": ("habituation_s", "seconds after which what is heard all the time counts by half; 0: never (30)"),
     "interval": ("interval_s", "seconds to the second picture while it is awake (1)"),
     "slowing": ("slowing", "and from each to the next so many times as long (2)"),
     "longest-interval": ("longest_interval_s", "but no longer (8)"),
@@ -85,8 +86,11 @@ def run(args: argparse.Namespace) -> int:
         try:
             with StatusLine(capture.statistics, interval_s, lambda: capture.pausing.is_on, live=live) as status:
                 capture.on_hop(status.hear)
-                capture.on_event(_event_lines(status, capture, as_json=args.json))
+                unread: list[BrokenPipeError] = []
+                capture.on_event(_unless_unread(_event_lines(status, capture, as_json=args.json), capture, unread))
                 capture.run()
+            if unread:
+                raise unread[0]
         finally:
             if capture.statistics.elapsed_s:
                 _print_summary(capture.statistics, interval_s, as_json=args.json)
@@ -115,6 +119,21 @@ def _event_lines(status: StatusLine, capture: Capture, *, as_json: bool) -> Call
     return show
 
 
+def _unless_unread(
+    show: Callable[[Event], None], capture: Capture, unread: list[BrokenPipeError]
+) -> Callable[[Event], None]:
+    """Ends the capture, which outlives what its callbacks raise, once nobody reads what `show` writes."""
+
+    def show_if_read(event: Event) -> None:
+        try:
+            show(event)
+        except BrokenPipeError as problem:
+            unread.append(problem)
+            capture.stop()
+
+    return show_if_read
+
+
 def _print_summary(statistics: Statistics, interval_s: float, *, as_json: bool) -> None:
     from edgemem.tools.console import note, print_facts
     from edgemem.tools.listen_view import summary_facts
@@ -140,6 +159,8 @@ def _settings(args: argparse.Namespace) -> CaptureSettings:
     from edgemem.runtime.capture.settings import CaptureSettings
     from edgemem.runtime.capture.trigger import TriggerSettings
 
+    if args.pre_roll_s and args.speed != 1.0:
+        args.usage_error("--pre-roll needs --speed 1: the camera's ring is filled in real time")
     chosen = {name: getattr(args, name) for name, _ in _TRIGGER.values()}
     trigger = TriggerSettings(**{name: value for name, value in chosen.items() if value is not None})
     return CaptureSettings(trigger, log=LogSettings(retention_days=args.days), store_audio=args.store_audio)

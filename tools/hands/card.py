@@ -11,6 +11,11 @@ from edgemem.tools.hands.dataset import Clip, Dataset
 from edgemem.tools.hands.settings import TrainSettings
 from edgemem.tools.memory_eval.statistics import Estimate
 
+_LIMITS = (
+    "- It knows the kinds of sound above and little else; other rooms and tools need clips of their own.",
+    "- 16 kHz mono. A score says how likely it is that hands handle something, not what, nor whose.",
+    "- Probabilities hold where both labels are as frequent; in a quiet day most of what scores 0.5 is background.",
+)
 HEADERS = ("clips", "scored by", "area under ROC", "average precision")
 
 
@@ -56,9 +61,7 @@ def head_card(
         "",
         "## Limits",
         "",
-        "- It knows the kinds of sound above and little else; other rooms and tools need clips of their own.",
-        "- 16 kHz mono. A score says how likely it is that hands handle something, not what, nor whose.",
-        "- Probabilities hold where both labels are as frequent; in a quiet day most of what scores 0.5 is background.",
+        *_LIMITS,
     ]
     return "\n".join(lines) + "\n"
 

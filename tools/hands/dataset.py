@@ -21,7 +21,6 @@ LABELS = {"hoi": True, "bg": False}
 SOUNDS = (".wav", ".flac", ".ogg")
 _COLUMNS = ("file", "label", "group")
 _METADATA_BYTES = 16 << 20
-_CLIPS = 100_000
 _TEXT = 500
 
 

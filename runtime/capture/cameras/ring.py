@@ -17,6 +17,7 @@ from edgemem.runtime.capture.cameras.opencv import decode_image, encode_jpeg
 from edgemem.runtime.capture.picture import Camera, Picture
 from edgemem.runtime.errors import DeviceError, EdgememError, SettingsError, shown
 
+_RETRY_MOST_S = 2.0  # between tries of a lost camera: one that is plugged in again is soon used again
 _QUALITY = 90
 _CLOSE_S = 5.0
 
@@ -108,7 +109,7 @@ class RingCamera:
         self._thread.join(_CLOSE_S)
 
     def _fill(self) -> None:
-        backoff, wait_s = Backoff(), 0.0
+        backoff, wait_s = Backoff(_RETRY_MOST_S), 0.0
         try:
             while not self._closing.wait(wait_s):
                 problem = self._add_one()
@@ -126,6 +127,8 @@ class RingCamera:
             kept = Kept(picture.at_s, encode_jpeg(picture.pixels, _QUALITY))
         except EdgememError as raised:
             problem = raised
+        except Exception as raised:  # noqa: BLE001 - a user's camera may raise anything, and the next picture may come
+            problem = DeviceError(f"{type(raised).__name__}: {shown(str(raised))}", where=self.name)
         with self._lock:
             self._problem = problem
             if kept is not None:
