@@ -314,3 +314,12 @@ def test_pre_roll_is_refused_where_sound_is_not_played_as_fast_as_it_was(
     with pytest.raises(SystemExit):
         command("--audio", CUTLERY, "--camera", IMAGES, "--log", tmp_path / "log", "--pre-roll", "2", *EAGER)
     assert "--pre-roll needs --speed 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--rate", "8000"), ("--channels", "2"), ("--encoding", "f32")])
+def test_what_raw_sound_is_like_is_refused_of_other_sources(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, flag: str, value: str
+) -> None:
+    with pytest.raises(SystemExit):
+        command("--audio", CUTLERY, "--camera", IMAGES, "--log", tmp_path / "log", flag, value, *EAGER)
+    assert f"{flag} is for --audio -" in capsys.readouterr().err

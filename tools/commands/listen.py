@@ -58,8 +58,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{flag}", dest=name, type=float, metavar="X", help=text)
     group = parser.add_argument_group("raw sound, for --audio -")
     group.add_argument("--rate", type=positive, metavar="HZ", help="samples a second")
-    group.add_argument("--channels", type=positive, default=1, metavar="N", help="interleaved (1)")
-    group.add_argument("--encoding", default="s16", metavar="NAME", help="of a sample, little-endian (s16)")
+    group.add_argument("--channels", type=positive, metavar="N", help="interleaved (1)")
+    group.add_argument("--encoding", choices=("s16", "s32", "f32"), help="of a sample, little-endian (s16)")
     group = parser.add_argument_group("instead of listening")
     instead = group.add_mutually_exclusive_group()
     instead.add_argument("--list", action="store_true", help="show microphones and cameras")
@@ -170,10 +170,13 @@ def _pcm(args: argparse.Namespace) -> PcmFormat | None:
     from edgemem.runtime.capture.sources.pcm_stream import PcmFormat
 
     if args.audio != "-":
+        for flag in ("rate", "channels", "encoding"):
+            if getattr(args, flag) is not None:
+                args.usage_error(f"--{flag} is for --audio -: other sources say it themselves")
         return None
     if args.rate is None:
         args.usage_error("--audio - needs --rate: raw samples do not say what they are")
-    return PcmFormat(args.rate, args.channels, args.encoding)
+    return PcmFormat(args.rate, args.channels or 1, args.encoding or "s16")
 
 
 def _log_folder(args: argparse.Namespace) -> Path:
