@@ -1,7 +1,8 @@
 """Adaptive rows: threshold splitting, then adaptive bits, then rANS, each row in whichever form is smallest.
 
-A row is coded by itself: its values are the same in whatever chunk it comes. Bytes, for n rows: n heads; the outliers,
-where tau is finite; steps of the quantised rows; zeros of the packed ones; half-float rows; packed rows by width; rANS.
+The format is ours: that of arXiv 2511.04002 is not public. A row is coded by itself: its values are the same in
+whatever chunk it comes. Bytes, for n rows: n heads; the outliers, where tau is finite; steps of the quantised rows;
+zeros of the packed ones; half-float rows; packed rows by width; rANS.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Calibration: the codec's tau and delta that take the fewest bytes while the answers stay near those of fp16 states.
 
-It searches a grid over hidden states that it is given; what the layers behind the split make of them is asked of a
-function. Nothing here knows a model or a text.
+The search is ours: how arXiv 2511.04002 chooses tau and delta is not public. It goes over a grid, on hidden states that
+it is given; what the layers behind the split make of them is asked of a function. It knows neither model nor text.
 """
 
 from __future__ import annotations

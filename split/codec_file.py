@@ -15,7 +15,7 @@ from edgemem.split.codec import CodecSettings
 
 FORMAT = 1
 _FILE_BYTES = 1 << 16
-_KEYS = ("format", "package", "weights_sha256", "split", "codec", "measured")
+_KEYS = ("format", "package", "model_hash", "split", "codec", "measured")
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,18 @@ class CodecFile:
     """package: its name, for people. split: the first layer behind it. measured: how the settings did, for people."""
 
     package: str
-    weights_sha256: str
+    model_hash: str
     split: int
     settings: CodecSettings
     measured: Mapping[str, Any]
 
-    def settings_for(self, weights_sha256: str, split: int) -> CodecSettings:
+    def settings_for(self, model_hash: str, split: int) -> CodecSettings:
         """The settings, if they are of this model at this split. Raises SettingsError for another."""
-        if (self.weights_sha256, self.split) != (weights_sha256, split):
+        if (self.model_hash, self.split) != (model_hash, split):
             raise SettingsError(
                 "the codec was calibrated for another model or split",
-                got=f"{shown(self.package)} ({shown(self.weights_sha256[:12])}), split {self.split}",
-                wanted=f"weights {weights_sha256[:12]}, split {split}",
+                got=f"{shown(self.package)} ({shown(self.model_hash[:12])}), split {self.split}",
+                wanted=f"model {model_hash[:12]}, split {split}",
                 do="edgemem split calibrate",
             )
         return self.settings
@@ -43,7 +43,7 @@ class CodecFile:
         plain = {
             "format": FORMAT,
             "package": self.package,
-            "weights_sha256": self.weights_sha256,
+            "model_hash": self.model_hash,
             "split": self.split,
             "codec": self.settings.to_dict(),
             "measured": dict(self.measured),
@@ -67,11 +67,11 @@ def read_codec_file(path: Path) -> CodecFile:
 def _parsed(plain: Any) -> CodecFile:
     if not isinstance(plain, dict) or tuple(plain) != _KEYS:
         raise ValueError(f"{shown(plain)} in place of the keys {', '.join(_KEYS)}")
-    kinds = {"format": int, "package": str, "weights_sha256": str, "split": int, "codec": dict, "measured": dict}
+    kinds = {"format": int, "package": str, "model_hash": str, "split": int, "codec": dict, "measured": dict}
     for name, kind in kinds.items():
         if type(plain[name]) is not kind:
             raise ValueError(f"{name} is {shown(plain[name])}, no {kind.__name__}")
     if plain["format"] != FORMAT:
         raise ValueError(f"format {plain['format']}, not {FORMAT}")
     settings = CodecSettings.from_dict(plain["codec"])
-    return CodecFile(plain["package"], plain["weights_sha256"], plain["split"], settings, plain["measured"])
+    return CodecFile(plain["package"], plain["model_hash"], plain["split"], settings, plain["measured"])

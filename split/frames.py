@@ -85,7 +85,7 @@ class Welcome:
 
 @dataclass(frozen=True, eq=False)
 class Refused:
-    """In place of Welcome. code: protocol, model, split, codec, capacity, session, busy or draining.
+    """In place of Welcome. code: protocol, model, split, codec, capacity, session or busy.
     text: both sides' values, and what to do."""
 
     code: str

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -145,43 +146,45 @@ class Listener:
 
     async def _talk(self, stream: FrameStream, certificate: bytes | None) -> None:
         try:
-            caller = await self._greet(stream, certificate)
-            if caller is None:
+            device = self._device(certificate)
+            hello = None if device is None else await self._first_message(stream)
+            if device is None or hello is None:
                 return
-            try:
-                while not self._draining and await self._answer(stream, caller, certificate):
-                    pass
-            finally:
-                if self._talking.get(caller) is stream:
-                    del self._talking[caller]
+            if isinstance(hello, Stranger):
+                await stream.send(encode(stranger_refusal(hello, self._version)))
+                return
+            if not isinstance(hello, Hello):
+                raise ProtocolError("a session begins with Hello", got=type(hello).__name__)
+            with self._alone(Caller(device, hello.session), stream) as caller:
+                answer = await self._opened(hello, device)
+                await stream.send(encode(answer))
+                going_on = isinstance(answer, Welcome)
+                while going_on and not self._draining:
+                    going_on = await self._answer(stream, caller, certificate)
         except ProtocolError as problem:
             await stream.send(encode(failed_reply(0, problem)))
 
-    async def _greet(self, stream: FrameStream, certificate: bytes | None) -> Caller | None:
-        """The caller, welcomed; None where it was refused."""
-        device = self._device(certificate)
-        if device is None:
-            return None
+    async def _first_message(self, stream: FrameStream) -> Message | None:
         try:
             frame = await asyncio.wait_for(stream.receive(), self._limits.hello_s)
         except asyncio.TimeoutError:
             return None
-        hello = decode(frame or b"")
-        answer = await self._opened(hello, device)
-        await stream.send(encode(answer))
-        if not isinstance(hello, Hello) or not isinstance(answer, Welcome):
-            return None
-        caller = Caller(device, hello.session)
-        if (earlier := self._talking.get(caller)) is not None:
-            earlier.close()  # the device has come back: that link is dead, whether it knows or not
-        self._talking[caller] = stream
-        return caller
+        return decode(frame or b"")
 
-    async def _opened(self, hello: Message, device: Device) -> Welcome | Refused | Failed:
-        if isinstance(hello, Stranger):
-            return stranger_refusal(hello, self._version)
-        if not isinstance(hello, Hello):
-            raise ProtocolError("a session begins with Hello", got=type(hello).__name__)
+    @contextmanager
+    def _alone(self, caller: Caller, stream: FrameStream) -> Iterator[Caller]:
+        """The device has come back: an earlier link of this session is dead, whether it knows or not. Nothing more is
+        done for it before the device is told where the session is."""
+        if (earlier := self._talking.get(caller)) is not None:
+            earlier.close()
+        self._talking[caller] = stream
+        try:
+            yield caller
+        finally:
+            if self._talking.get(caller) is stream:
+                del self._talking[caller]
+
+    async def _opened(self, hello: Hello, device: Device) -> Welcome | Refused | Failed:
         try:
             answer = self._open_session(hello, device)
             return await answer if inspect.isawaitable(answer) else answer
@@ -192,6 +195,8 @@ class Listener:
         """One message and its reply; False where it was the last."""
         frame = await stream.receive()
         if frame is None or self._device(certificate) is None:  # it went, or was forgotten meanwhile
+            return False
+        if self._talking.get(caller) is not stream:  # it has come back over another link
             return False
         message = decode(frame)
         try:

@@ -49,8 +49,7 @@ def open_split_engine(
     NativeEngine raises.
     """
     model = package.model
-    if type(split) is not int or not 0 <= split < model.layers:
-        raise SettingsError("there is no such split", got=split, wanted=f"0 to {model.layers - 1}, for a server")
+    _check_split(split, model.layers)
     slots, codec = context_slots(capacity, package), codec or CodecSettings()
     coder = coder_of(model, split, codec)
 
@@ -71,3 +70,8 @@ def open_split_engine(
     if local:
         back.start_probing()
     return engine, back
+
+
+def _check_split(split: int, layers: int) -> None:
+    if type(split) is not int or not 0 <= split < layers:
+        raise SettingsError("there is no such split", got=split, wanted=f"0 to {layers - 1}, for a server")

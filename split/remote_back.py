@@ -23,6 +23,7 @@ from edgemem.split.switching import Event, Switch, SwitchSettings
 
 # What ends a server's part in an operation that another stage may do all the same.
 _FAILURES = (LinkError, EngineError, BudgetError)
+_MOMENT_S = 1e-3
 
 
 class RemoteBack:
@@ -68,7 +69,7 @@ class RemoteBack:
         """Bring the server to the present, now. Raises LinkError, or the server's own error, where that cannot be;
         with a local back stage all goes on there."""
         try:
-            self._follow(0, self._settings.stall_s)
+            self._follow(0, lambda: self._settings.stall_s)
         except _FAILURES as problem:
             self.problem = problem
             self._note("lost")
@@ -122,7 +123,7 @@ class RemoteBack:
                 self._session.ping(deadline_s=self._settings.deadline_s)
                 self._note("probed")
                 if self._switch.mode == "returning":
-                    self._follow(0, self._settings.prompt_deadline_s)
+                    self._follow(0, lambda: self._settings.prompt_deadline_s)
             elif self._local is not None and self._settings.warm:
                 self._warm_up(self._local)
         except EdgememError as problem:  # whoever answers goes on
@@ -152,9 +153,10 @@ class RemoteBack:
             if self._local is not None and self._switch.here:
                 answer = self._follow_here(self._local, logits)
                 return answer or self._local.logits(logits)
-            patience_s, mark = deadline_s if self._local is not None else self._settings.stall_s, self._clock()
+            mark = self._clock()
+            left = self._until(mark + deadline_s) if self._local is not None else lambda: self._settings.stall_s
             try:
-                answer = self._follow(logits, patience_s) or self._session.logits(logits, deadline_s=patience_s)
+                answer = self._follow(logits, left) or self._session.logits(logits, deadline_s=left())
             except _FAILURES as problem:
                 self.problem = problem
                 if self._local is None and not isinstance(problem, LinkError):
@@ -169,16 +171,23 @@ class RemoteBack:
                 self._note("late" if late else "answered")
                 return answer
 
-    def _follow(self, logits: int, deadline_s: float) -> Answer | None:
-        """Let the server do all that was done; its answer, with so many logits, if the last was an extend."""
-        session, answer = self._session, self._session.settle(deadline_s=deadline_s)
+    def _until(self, time_s: float) -> Callable[[], float]:
+        """The seconds that are left; a moment, when none are."""
+        return lambda: max(_MOMENT_S, time_s - self._clock())
+
+    def _follow(self, logits: int, left: Callable[[], float]) -> Answer | None:
+        """Let the server do all that was done; its answer, with so many logits, if the last was an extend.
+
+        left: seconds that the next message to the server may take.
+        """
+        session, answer = self._session, self._session.settle(deadline_s=left())
         while True:
             with self._lock:
                 step, present = self._history.next_after(session.place, session.length), self._history.place
                 if step is None:  # from here on the session is the user's again, whose next call comes after this
                     self._switch = self._after("current")
                     return answer
-            answer = session.do(*step, logits if step[1] == present else 0, deadline_s=deadline_s)
+            answer = session.do(*step, logits if step[1] == present else 0, deadline_s=left())
 
     def _follow_here(self, local: LocalBack, logits: int) -> Answer | None:
         """The same in the local back stage."""

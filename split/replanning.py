@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from edgemem.runtime.errors import SettingsError, shown
@@ -47,3 +48,12 @@ class Replanning:
         if self.away + 1 < self.hysteresis.in_a_row:
             return replace(self, away=self.away + 1, due=False)
         return Replanning(measured, self.hysteresis, due=True)
+
+
+def links_to_plan_for(planned: LinkSpeed, measured: Iterable[LinkSpeed]) -> Iterator[LinkSpeed]:
+    """Of links measured one after another, each that makes a new plan due."""
+    state = Replanning(planned)
+    for link in measured:
+        state = state.after(link)
+        if state.due:
+            yield link

@@ -77,7 +77,6 @@ class BackServer:
         layers = next(iter(pools.values())).model.layers
         self._terms = Terms(version, model_hash, frozenset(pools), layers, self.settings.slots)
         self._held: dict[Caller, _Held] = {}
-        self._draining = False
         self._opening = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "edgemem-back")
 
@@ -110,10 +109,6 @@ class BackServer:
             self.metrics.done(type(message).__name__.lower(), tokens, waited_s, took_s)
             return reply
 
-    def drain(self) -> None:
-        """From now on nobody new; who is here may finish."""
-        self._draining = True
-
     def sweep(self) -> int:
         """Free what asked for nothing for idle_s; how many those were. To be called now and then."""
         before = len(self._held)
@@ -142,8 +137,6 @@ class BackServer:
             return self._welcome(known.session)
 
     def _refusal(self, hello: Hello) -> Refused | None:
-        if self._draining:
-            return Refused("draining", "the server is about to stop\ndo: try again later, or another server")
         if (refused := refusal(hello, self._terms)) is not None:
             return refused
         wanted = self._pools[hello.split].slots_bytes(hello.capacity)

@@ -40,7 +40,6 @@ class Running:
 
     def stop(self, grace_s: float = 0.2) -> None:
         if self._thread.is_alive():
-            self.back.drain()
             asyncio.run_coroutine_threadsafe(self._listener.drain(grace_s), self._loop).result(20)
             self._thread.join(20)
             self.back.close()

@@ -14,11 +14,13 @@ from edgemem.kernels.native import native
 from edgemem.runtime.errors import FileError, SettingsError
 from edgemem.runtime.native_engine import NativeEngine
 from edgemem.runtime.package import Package
+from edgemem.runtime.tokenizer import Tokenizer
 from edgemem.split.calibration import DELTAS, OUTLIER_SHARES, Divergence, calibrate, measure, outlier_threshold
 from edgemem.split.codec import Codec, CodecSettings
 from edgemem.split.codec_file import CodecFile, read_codec_file
 from edgemem.tools.cli import main
-from edgemem.tools.split_states import SplitDivergence, states_at
+from edgemem.tools.evaluate import text_windows
+from edgemem.tools.split_states import SplitDivergence, spread_windows, states_at
 
 _HIDDEN = 96
 needs_kernels = pytest.mark.skipif(native() is None, reason="the native kernels were not built")
@@ -143,9 +145,23 @@ def test_a_codec_file_that_is_missing_is_refused(tmp_path: Path) -> None:
 
 def test_settings_are_for_one_model_and_split() -> None:
     assert _FILE.settings_for("ab" * 32, 7) == _FILE.settings
-    for weights, split in (("ab" * 32, 8), ("ac" * 32, 7)):
+    for model_hash, split in (("ab" * 32, 8), ("ac" * 32, 7)):
         with pytest.raises(SettingsError, match="another model or split"):
-            _FILE.settings_for(weights, split)
+            _FILE.settings_for(model_hash, split)
+
+
+def test_windows_come_from_all_over_a_text(tiny_package: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(str(number) for number in range(2000)), encoding="utf-8")
+    with Package.open(tiny_package) as package:
+        tokenizer = Tokenizer.open(package)
+    whole = text_windows(text, tokenizer, tokens=1 << 20, context=32)
+    windows = spread_windows(text, tokenizer, tokens=32 * 4, context=32)
+    assert [len(window) for window in windows] == [32] * 4
+    places = [next(i for i, one in enumerate(whole) if np.array_equal(one, window)) for window in windows]
+    assert places == [place * len(whole) // 4 for place in range(4)]
+    everything = spread_windows(text, tokenizer, tokens=1 << 20, context=32)
+    assert [window.tolist() for window in everything] == [window.tolist() for window in whole]
 
 
 @needs_kernels
@@ -179,8 +195,8 @@ def test_split_calibrate_writes_the_codec(tiny_package: Path, tmp_path: Path, ca
     assert main([*command, "--limit", "0.05", "-o", str(out), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     with Package.open(tiny_package) as package:
-        weights = package.manifest.files["weights.safetensors"].sha256
-    assert read_codec_file(out).settings_for(weights, 1).to_dict() == report["best"]["settings"]
+        model_hash = package.manifest.model_hash
+    assert read_codec_file(out).settings_for(model_hash, 1).to_dict() == report["best"]["settings"]
     assert report["best"]["kl"] <= 0.05
     assert report["best"]["token_bytes"] <= report["fp16_bytes"] + 1
     assert main(command) == 0

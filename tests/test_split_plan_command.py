@@ -15,7 +15,7 @@ from edgemem.split.codec import CodecSettings
 from edgemem.split.codec_file import CodecFile
 from edgemem.split.shaping import Shape, shaped
 from edgemem.tools.cli import main
-from edgemem.tools.quantities import bits_per_second, link_of, milliseconds, size_bytes
+from edgemem.tools.quantities import bits_per_second, link_of, milliseconds, number_within, size_bytes
 from edgemem.tools.split_bench_server import serving_slowly
 
 LINK = ("--link", "20Mbit,30ms")
@@ -31,7 +31,7 @@ def test_everything_fits_here_and_nothing_is_sent(tiny_package: Path, capsys: py
     assert code == 0
     assert found["chosen"]["choice"]["split"] == 3
     assert found["chosen"]["wire_bytes"] == 0
-    assert found["link"] == {"bits_per_s": 20e6, "round_trip_ms": 30.0, "overhead_bytes": 260}
+    assert found["link"] == {"bits_per_s": 20e6, "round_trip_ms": 30.0, "overhead_bytes": 224}
 
 
 def test_little_memory_leaves_layers_to_the_server(tiny_package: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +84,32 @@ def test_a_server_and_its_link_are_measured(tiny_package: Path, capsys: pytest.C
     assert "times what they take here" in found["notes"][0]
 
 
+def test_a_link_that_stays_different_is_planned_for_anew(
+    tiny_package: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = iter(range(5))
+    with (
+        Package.open(tiny_package) as package,
+        serving_slowly(package, (1,), slots=256, threads=1, slowdown=1.0) as port,
+        shaped(port) as proxy,
+    ):
+
+        def pause(seconds: float) -> None:
+            assert seconds == 0.25
+            proxy.shape = Shape(delay_s=0.04)
+            if next(pauses) == 4:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr("edgemem.tools.split_plan.sleep", pause)
+        words = ("--memory", "1kB", "--deadline", "10s", "--at", "1", "--watch", "250ms")
+        assert main(["split", "plan", str(tiny_package), *words, "--insecure-loopback", str(proxy.port)]) == 130
+    found = capsys.readouterr()
+    trips = [float(trip) for trip in re.findall(r"round trip ([\d.]+) ms", found.out)]
+    assert len(trips) == 2
+    assert trips[0] < 80 <= trips[1]
+    assert found.err.count("the link has changed") == 1
+
+
 def test_a_server_of_another_split_refuses(tiny_package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (
         Package.open(tiny_package) as package,
@@ -102,6 +128,7 @@ def test_a_server_of_another_split_refuses(tiny_package: Path, capsys: pytest.Ca
         ("--memory", "1", "--deadline", "80ms", *LINK),
         ("--memory", "1GiB", "--deadline", "80ms", "--server", "home", "--server-speedup", "2"),
         ("--memory", "1GiB", "--deadline", "80ms", "--server", "home", *LINK),
+        ("--memory", "1GiB", "--deadline", "80ms", "--watch", "1s", *LINK),
     ],
 )
 def test_flags_that_make_no_sense(wrong: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,3 +183,10 @@ def test_sizes_that_are_none(text: str) -> None:
 def test_links_that_are_none(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         link_of(text)
+
+
+@pytest.mark.parametrize("text", ["", "fast", "0.5", "1001", "nan", "inf"])
+def test_numbers_that_are_not_within(text: str) -> None:
+    assert number_within(1, 1000)("2.5") == 2.5
+    with pytest.raises(argparse.ArgumentTypeError, match="from 1 to 1,000"):
+        number_within(1, 1000)(text)

@@ -25,6 +25,7 @@ def test_a_conversation_outlives_the_replicas_it_is_on(tiny_package: Path) -> No
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(set(found["killed"])) == 2
+    assert found["links"] > 1  # its own replica was among them
     assert len(found["talked"]) == 30
     assert found["talked"] == found["wanted"]
 

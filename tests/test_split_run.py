@@ -13,7 +13,8 @@ from split_conversation import converse
 from edgemem.runtime.manifest import WEIGHTS_FILE
 from edgemem.runtime.native_engine import NativeEngine
 from edgemem.runtime.package import Package
-from edgemem.split.codec import CodecSettings
+from edgemem.split.codec import LEAST_DELTA, CodecSettings
+from edgemem.split.codec_file import CodecFile
 from edgemem.split.frames import Hello
 from edgemem.split.link import Link
 from edgemem.split.opening import open_split_engine
@@ -81,6 +82,24 @@ def test_the_verb_prints_the_text_of_this_device_and_says_who_answers(
     out, err = capsys.readouterr()
     assert out == wanted
     assert err.startswith("local: the server cannot be reached")
+
+
+def test_the_verb_sends_by_a_calibrated_codec(
+    package: Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(run_words(package, "--at", "3")) == 0
+    wanted = capsys.readouterr().out
+    file = tmp_path / "codec.yaml"
+    fine = CodecSettings("adaptive", 8.0, LEAST_DELTA)
+    file.write_text(CodecFile("tiny", package.manifest.model_hash, 1, fine, {"kl": 0.0, "token_bytes": 9.0}).dump())
+    with split_servers.serving(package.path, splits=(1, 2), settings=ServerSettings(slots=512)) as server:
+        words = run_words(package, "--insecure-loopback", str(server.port), "--codec", str(file))
+        assert main([*words, "--at", "1"]) == 0
+        assert capsys.readouterr() == (wanted, "")
+        assert main([*words, "--at", "2"]) == 1
+        assert "another model or split" in capsys.readouterr().err
+    assert main([*words, "--at", "1", "--codec", "adaptive"]) == 1
+    assert "no calibrated codec" in capsys.readouterr().err
 
 
 def test_the_verb_says_what_the_two_sides_have_each(package: Package, capsys: pytest.CaptureFixture[str]) -> None:

@@ -213,15 +213,6 @@ def test_many_at_once_do_not_mix(server: Running, package: Package, alone: tuple
     assert server.back.sessions == 0
 
 
-def test_a_server_that_drains_lets_nobody_in(tiny_package: Path, package: Package) -> None:
-    with serving(tiny_package) as server, closing(linked(server, b"d" * 16, package)) as link:
-        server.back.drain()
-        with pytest.raises(LinkError, match="about to stop"):
-            linked(server, b"e" * 16, package)
-        states = np.ones((1, package.model.hidden), dtype=np.float32)
-        assert isinstance(link.call(Extend(1, 0, 1, payload(states, package), 1), deadline_s=S), Answered)
-
-
 def test_metrics_are_served_on_loopback() -> None:
     metrics = Metrics()
     metrics.done("extend", 5, 0.001, 0.02)

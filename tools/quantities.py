@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Callable
 
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 _SIZES = {
@@ -44,6 +45,21 @@ def link_of(text: str) -> tuple[float, float]:
     if not comma:
         raise argparse.ArgumentTypeError(f"{text!r} is no link; write a rate and a round trip: 20Mbit,30ms")
     return bits_per_second(rate), milliseconds(trip)
+
+
+def number_within(least: float, most: float) -> Callable[[str], float]:
+    """For argparse: what reads a number from `least` to `most`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least:g} to {most:,g}")
+        return value
+
+    return read
 
 
 def _quantity(text: str, units: dict[str, float] | dict[str, int], kind: str, example: str) -> float:

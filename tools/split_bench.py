@@ -13,13 +13,14 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from edgemem.tools.options import add_model, file_path, model_name, names, positive
-from edgemem.tools.quantities import bits_per_second, milliseconds
+from edgemem.tools.quantities import bits_per_second, milliseconds, number_within
 
 if TYPE_CHECKING:
     from edgemem.runtime.package import Package
     from edgemem.tools.split_bench_record import Record
     from edgemem.tools.split_bench_run import BenchSettings
 
+_SLOWDOWN = number_within(1, 1000)
 _RATES, _TRIPS = "1Mbit,10Mbit,100Mbit,1Gbit", "1ms,10ms,50ms,200ms"
 
 
@@ -29,8 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rates", type=_rates, default=_RATES, metavar="LIST", help=f"of the link ({_RATES})")
     parser.add_argument("--trips", type=_trips, default=_TRIPS, metavar="LIST", help=f"round trips ({_TRIPS})")
     parser.add_argument("--tokens", type=positive, default=8, metavar="N", help="timed on each link, each way (8)")
-    parser.add_argument("--device-slowdown", type=_slowdown, default=4.0, metavar="X", help="of its compute (4)")
-    parser.add_argument("--server-slowdown", type=_slowdown, default=1.0, metavar="X", help="of its compute (1)")
+    parser.add_argument("--device-slowdown", type=_SLOWDOWN, default=4.0, metavar="X", help="of its compute (4)")
+    parser.add_argument("--server-slowdown", type=_SLOWDOWN, default=1.0, metavar="X", help="of its compute (1)")
     parser.add_argument("--codec", choices=("fp32", "fp16", "int8"), default="fp16", help="of what is sent (fp16)")
     parser.add_argument("-t", "--threads", type=positive, default=1, metavar="N", help="of each side (1)")
     parser.add_argument("--out", type=file_path, metavar="DIR", help="write record, tables and report here")
@@ -144,13 +145,3 @@ def _rates(text: str) -> tuple[float, ...]:
 
 def _trips(text: str) -> tuple[float, ...]:
     return tuple(map(milliseconds, names(text)))
-
-
-def _slowdown(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 1 <= value <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 1000")
-    return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from edgemem.profiles.chart import Axis, Frame, Line
+from edgemem.profiles.chart import Axis, Frame, Line, Points
 from edgemem.profiles.plots import draw
 from edgemem.profiles.units import number_text
 from edgemem.tools.memory_eval.tables import Table
@@ -62,13 +62,12 @@ def _plot(record: Record, round_trip_ms: float) -> str:
         (one for one in record.links if one.round_trip_ms == round_trip_ms), key=lambda one: one.bits_per_s
     )
     rates = [one.bits_per_s / 1e6 for one in results]
-    marks: list[Line] = []
+    marks: list[Line | Points] = []
     for arm in results[0].arms:
         times = [one.arm(arm.split).token_ms for one in results]
         marks.append(Line(_name(record, arm), rates, times, markers=True))
-    for arm in results[0].arms:
-        predicted = [one.arm(arm.split).predicted_ms for one in results]
-        marks.append(Line(f"{_name(record, arm)}, predicted", rates, predicted, muted=True))
+    at = [one.bits_per_s / 1e6 for one in results for _ in one.arms]
+    marks.append(Points("predicted", at, [arm.predicted_ms for one in results for arm in one.arms], muted=True))
     frame = Frame(
         f"Round trip {round_trip_ms:g} ms", Axis("Mbit/s", log=True), Axis("ms a token", log=True), height=4.4
     )
@@ -101,7 +100,7 @@ def _method(record: Record) -> Sequence[str]:
         "The ways take turns, token by token, so that what disturbs the machine disturbs all alike.",
         "Compute is slowed by sleeping in proportion to it after every step: the device "
         f"{record.device_slowdown:g} times, the server {record.server_slowdown:g} times.",
-        "The planner is given the link as it was measured through the proxy, by pings and timed chunks, and a line in "
+        "The planner is given the link as it was measured through the proxy, by timed chunks of states, and a line in "
         "the number of layers fitted to stages that were timed alone. It minimises time here; context and quality are "
         "the same for all.",
         f"Device, a token: {_stage(record.device_times)}. Server: {_stage(record.server_times)}.",

@@ -2,7 +2,8 @@
 
 example: edgemem split calibrate smollm2-135m --at 15 --text book.txt -o codec.yaml
 The text's hidden states at the split are coded by rising errors, and the layers behind it say what that changes. The
-bound holds for the mean of tokens like the text's with 95 % confidence.
+bound holds for the mean of tokens like the text's with 95 % confidence. Then: edgemem split run ... --codec codec.yaml
+The codec and this search are our reconstruction of arXiv 2511.04002, whose rules are not public.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ if TYPE_CHECKING:
     from edgemem.runtime.package import Package
     from edgemem.split.calibration import Calibration, Measured
 
-_TOKENS_HELP = "of the text, at most (512); each needs four bytes for every token of the vocabulary"
+_CONTEXT = 256
+_TOKENS_HELP = "from all over the text (1024); each needs four bytes for every token of the vocabulary"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--at", type=positive, required=True, metavar="L", help="the first layer behind the split")
     parser.add_argument("--text", type=file_path, required=True, metavar="FILE", help="UTF-8 text")
-    parser.add_argument("--tokens", type=positive, default=512, metavar="N", help=_TOKENS_HELP)
+    parser.add_argument("--tokens", type=positive, default=1024, metavar="N", help=_TOKENS_HELP)
     parser.add_argument("--limit", type=float, default=0.01, metavar="NATS", help="KL a token, on the mean (0.01)")
     parser.add_argument("-o", "--out", type=file_path, metavar="FILE", help="write the codec here, as YAML")
     parser.add_argument("-t", "--threads", type=positive, metavar="N", help="default: the physical cores")
@@ -39,11 +41,11 @@ def run(args: argparse.Namespace) -> int:
 
     with Package.open(locate_package(model_name(args))) as package:
         found = _calibrate(package, args)
-        weights = package.manifest.model_hash
+        model_hash = package.manifest.model_hash
     best = found.best
     measured = {"text": args.text.name, "limit": args.limit, **_plain(best), "fp16_bytes": 2 * package.model.hidden}
     del measured["settings"]
-    file = CodecFile(package.manifest.name, weights, args.at, best.settings, measured)
+    file = CodecFile(package.manifest.name, model_hash, args.at, best.settings, measured)
     _print(found, 2 * package.model.hidden, as_json=args.json)
     if args.out is not None:
         write_text(args.out, file.dump())
@@ -55,11 +57,10 @@ def _calibrate(package: Package, args: argparse.Namespace) -> Calibration:
     from edgemem.runtime.tokenizer import Tokenizer
     from edgemem.split.calibration import calibrate
     from edgemem.tools.console import progress_bar
-    from edgemem.tools.evaluate import text_windows
-    from edgemem.tools.split_states import SplitDivergence, states_at
+    from edgemem.tools.split_states import SplitDivergence, spread_windows, states_at
 
-    context = min(512, package.manifest.max_context)
-    windows = text_windows(args.text, Tokenizer.open(package), tokens=args.tokens, context=context)
+    context = min(_CONTEXT, package.manifest.max_context, args.tokens)
+    windows = spread_windows(args.text, Tokenizer.open(package), tokens=args.tokens, context=context)
     states = states_at(package, args.at, windows, args.threads)
     layers = (args.at, package.model.layers)
     back = NativeEngine(package, layers=layers, capacity=context, threads=args.threads)

@@ -1,8 +1,8 @@
 """Measure what the codec does to the hidden states of PACKAGE: bytes a token against KL, for each of its parts.
 
 example: edgemem split codec smollm2-135m --text book.txt --at 5,15,25 --out codec
-At each split it is calibrated on the text's first tokens and measured on the ones after. It writes record.json,
-table.md and report.html.
+At each split it is calibrated on windows from all over the text, and measured on others between them. It writes
+record.json, table.md and report.html.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgemem.runtime.package import Package
     from edgemem.tools.split_codec_record import Record, SplitCurve
 
-_CONTEXT = 512
+_CONTEXT = 256
 _TOKENS_HELP = "calibrated on, and as many measured on (1024); each needs four bytes for every token of the vocabulary"
 
 
@@ -62,13 +62,13 @@ def run(args: argparse.Namespace) -> int:
 def _measure(package: Package, args: argparse.Namespace) -> Record:
     from edgemem.runtime.tokenizer import Tokenizer
     from edgemem.tools.console import progress_bar
-    from edgemem.tools.evaluate import text_windows
     from edgemem.tools.split_codec_record import FORMAT, Record
+    from edgemem.tools.split_states import spread_windows
 
     layers = package.model.layers
     splits = args.at or tuple(sorted({max(1, round(layers * part / 6)) for part in range(1, 6)}))
     context = min(_CONTEXT, package.manifest.max_context, args.tokens)
-    windows = text_windows(args.text, Tokenizer.open(package), tokens=2 * args.tokens, context=context)
+    windows = spread_windows(args.text, Tokenizer.open(package), tokens=2 * args.tokens, context=context)
     if len(windows) < 2:
         args.usage_error(f"the text is too short: two windows of {context} tokens are needed")
     curves = []
@@ -90,10 +90,10 @@ def _curve(
     from edgemem.tools.split_states import SplitDivergence, states_at
 
     states = states_at(package, split, windows, args.threads)
-    before, after = states[: len(states) // 2], states[len(states) // 2 :]
+    calibration_states, other_states = states[::2], states[1::2]
     layers, capacity = (split, package.model.layers), max(map(len, windows))
     with closing(NativeEngine(package, layers=layers, capacity=capacity, threads=args.threads)) as back:
-        calibration, held_out = ((part, SplitDivergence(back, part)) for part in (before, after))
+        calibration, held_out = ((part, SplitDivergence(back, part)) for part in (calibration_states, other_states))
         return CodecBench(calibration, held_out, args.limit, time.perf_counter).curve(split, progress)
 
 
@@ -103,14 +103,13 @@ def _subject(package: Package, args: argparse.Namespace, windows: list[NDArray[n
 
     with args.text.open("rb") as file:
         text_hash = sha256_of(file.fileno())
-    half = len(windows) // 2
     return {
         "package": printable(package.manifest.name),
         "weights sha256": package.manifest.model_hash,
         "text": printable(args.text.name),
         "text sha256": text_hash,
-        "tokens calibrated on": str(sum(map(len, windows[:half]))),
-        "tokens measured on": str(sum(map(len, windows[half:]))),
+        "tokens calibrated on": str(sum(map(len, windows[::2]))),
+        "tokens measured on": str(sum(map(len, windows[1::2]))),
     }
 
 

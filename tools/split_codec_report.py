@@ -16,8 +16,8 @@ _METHOD = (
     "The codec is our reconstruction of threshold splitting and token-wise adaptive bits (arXiv 2511.04002), whose "
     "exact rules are not public, with an entropy coder (rANS) of our own behind them.",
     "KL is the mean over tokens of KL(fp16 || coded), in nats: the layers behind the split take the coded states one "
-    "by one, as in decoding, and are compared with themselves on fp16 states. The text is another one than that "
-    "which the codec was calibrated on.",
+    "by one, as in decoding, and are compared with themselves on fp16 states. Calibrated and measured is on "
+    "different windows, by turns, from all over the text.",
     "Bytes are whole payloads, heads and all. Payloads add up: a token takes the same in a prompt as in decoding.",
     "fp32 states differ from fp16 states too, as far as the engine's own rounding carries: below that line KL says "
     "nothing about the codec.",
@@ -76,7 +76,7 @@ def _calibrated_table(record: Record) -> Table:
                 f"{curve.decode_ms:.2f} ms",
             )
         )
-    note = f"Calibrated for a KL of at most {record.limit:g} on other text. Times are medians for one token."
+    note = f"Calibrated for a KL of at most {record.limit:g} on other windows. Times are medians for one token."
     return Table("As calibrated", headers, tuple(rows), note)
 
 

@@ -24,7 +24,7 @@ import psutil
 from edgemem.runtime.errors import EdgememError, EngineError
 from edgemem.runtime.package import Package
 from edgemem.split.codec import Codec, CodecSettings
-from edgemem.split.frames import PROTOCOL, Answered, Bye, Extend, Hello, Keep
+from edgemem.split.frames import PROTOCOL, SESSION_BYTES, Answered, Bye, Extend, Hello, Keep
 from edgemem.split.link import Link
 from edgemem.split.peers import Server
 from edgemem.tools.options import model_name, positive
@@ -109,16 +109,8 @@ def _talk(
     model = package.model
     random = np.random.default_rng(place)
     codec = Codec(CodecSettings("fp16"), model.hidden)
-    hello = Hello(
-        PROTOCOL,
-        "crowd",
-        random.bytes(16),
-        package.manifest.model_hash,
-        split,
-        model.layers,
-        _SLOTS,
-        CodecSettings("fp16").to_dict(),
-    )
+    terms = (package.manifest.model_hash, split, model.layers, _SLOTS, codec.settings.to_dict())
+    hello = Hello(PROTOCOL, "crowd", random.bytes(SESSION_BYTES), *terms)
     states = random.normal(size=(_PROMPT, model.hidden)).astype(np.float32)
     prompt, one = codec.encode(states), codec.encode(states[:1])
     took: list[float] = []

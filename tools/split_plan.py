@@ -8,13 +8,20 @@ context, then the fewest bytes on the wire: our reconstruction of arXiv 2511.040
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from time import sleep
 from typing import TYPE_CHECKING
 
 from edgemem.tools.options import add_model, file_path, model_name, positive, whole
-from edgemem.tools.quantities import link_of, milliseconds, size_bytes
+from edgemem.tools.quantities import link_of, milliseconds, number_within, size_bytes
 
 if TYPE_CHECKING:
-    from edgemem.split.planner import Constraints
+    from edgemem.runtime.package import Package
+    from edgemem.split.planner import Constraints, Plan, Problem
+    from edgemem.split.sides import LinkSpeed
+
+_WATCH_HELP = "with a server: measure the link again this often; plan anew when it stays different"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +41,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--link", type=link_of, metavar="RATE,TRIP", help="its rate and round trip: 20Mbit,30ms")
     server.add_argument("--server", metavar="NAME", help="measure the link to this paired server, and the server")
     server.add_argument("--insecure-loopback", type=positive, metavar="PORT", help="the same of a server in plain text")
-    sides.add_argument("--server-speedup", type=_speedup, metavar="X", help="with --link: as fast as X devices (1)")
+    sides.add_argument(
+        "--server-speedup", type=number_within(1e-3, 1e6), metavar="X", help="with --link: as fast as X devices (1)"
+    )
     sides.add_argument("--at", type=positive, metavar="L", help="the split that the server serves (half of the layers)")
+    sides.add_argument("--watch", type=milliseconds, metavar="TIME", help=_WATCH_HELP)
     sides.add_argument("-t", "--threads", type=positive, metavar="N", help="default: the physical cores")
     offered = parser.add_argument_group("offered beside PACKAGE with fp16 states")
     offered.add_argument(
@@ -44,21 +54,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     offered.add_argument(
         "--codec", action="append", type=file_path, default=[], metavar="FILE", help="of `split calibrate`; repeat"
     )
-    parser.add_argument("--json", action="store_true", help="print one object")
+    parser.add_argument("--json", action="store_true", help="print one object for each plan")
 
 
 def run(args: argparse.Namespace) -> int:
     from contextlib import ExitStack
 
     from edgemem.runtime.package import Package
-    from edgemem.split.planner import plan
-    from edgemem.tools.console import note, print_json
+    from edgemem.split.replanning import links_to_plan_for
+    from edgemem.tools.console import note
     from edgemem.tools.source import locate_package
-    from edgemem.tools.split_plan_view import plan_object, print_plan
     from edgemem.tools.split_problem import known_problem
 
     if args.link is None and args.server_speedup is not None:
         args.usage_error("--server-speedup needs --link; a server is measured")
+    if args.link is not None and args.watch is not None:
+        args.usage_error("--watch needs a server, to measure the link to it")
     with ExitStack() as opened:
         names = [model_name(args), *args.also]
         packages = [opened.enter_context(Package.open(locate_package(name))) for name in names]
@@ -66,12 +77,40 @@ def run(args: argparse.Namespace) -> int:
             package.require()
         note("measuring ...")
         known = known_problem(args, packages)
-    found = plan(known.problem, _constraints(args))
-    if args.json:
-        print_json(plan_object(found, known.notes))
-    else:
-        print_plan(found, known.notes)
+        found = _planned(args, known.problem, known.notes)
+        if args.watch is not None:
+            for link in links_to_plan_for(known.problem.link, _links(args, packages[0])):
+                note("the link has changed")
+                _planned(args, replace(known.problem, link=link), known.notes)
     return 0 if found.chosen is not None else 1
+
+
+def _planned(args: argparse.Namespace, problem: Problem, notes: tuple[str, ...]) -> Plan:
+    """The plan, which is printed."""
+    from edgemem.split.planner import plan
+    from edgemem.tools.console import print_json
+    from edgemem.tools.split_plan_view import plan_object, print_plan
+
+    found = plan(problem, _constraints(args))
+    if args.json:
+        print_json(plan_object(found, notes))
+    else:
+        print_plan(found, notes)
+    return found
+
+
+def _links(args: argparse.Namespace, package: Package) -> Iterator[LinkSpeed]:
+    """The link as it is now and then, until Ctrl-C."""
+    from edgemem.runtime.errors import LinkError
+    from edgemem.tools.console import note
+    from edgemem.tools.split_problem import measured_link
+
+    while True:
+        sleep(args.watch / 1e3)
+        try:
+            yield measured_link(args, package)
+        except LinkError as problem:  # there is nothing to plan for; it may come back
+            note(str(problem))
 
 
 def _constraints(args: argparse.Namespace) -> Constraints:
@@ -85,13 +124,3 @@ def _constraints(args: argparse.Namespace) -> Constraints:
         least_split=args.least,
         prefer=args.prefer,
     )
-
-
-def _speedup(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 1e-3 <= value <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0.001 to a million")
-    return value

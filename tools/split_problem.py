@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from edgemem.runtime.package import Package
     from edgemem.split.codec_file import CodecFile
     from edgemem.split.measuring import WireTimes
-    from edgemem.split.peers import Server
     from edgemem.split.planner import Activation, Problem, Quality, Width
     from edgemem.split.sides import LinkSpeed, StageTimes
 
-STATED_OVERHEAD_BYTES = 260  # of a token's two messages: HTTP/2, gRPC and TLS around them, as counted on a link
+# Of a token's two messages: 100 bytes of HTTP/2 and gRPC, as the bench counts, and a TLS record and TCP/IP around each.
+STATED_OVERHEAD_BYTES = 100 + 2 * (22 + 40)
 _TIMED_SLOTS = 64
 
 
@@ -89,28 +89,35 @@ def _other_side(
         ratio = args.server_speedup or 1.0
         server = {name: times.slowed(1 / ratio) for name, times in device.items()}
         said = "as stated" if args.server_speedup else "taken for granted: measure it with --server"
-        note = f"server: {ratio:g} times as fast as this device, {said}"
-        return LinkSpeed(bits_per_s, round_trip_ms, STATED_OVERHEAD_BYTES), server, (note,)
-    split = package.model.layers // 2 if args.at is None else args.at
-    found = _measured_server(args, package, split)
+        notes = (
+            f"server: {ratio:g} times as fast as this device, {said}",
+            "link: as stated; what both ends do to a message, about a millisecond, is not in it",
+        )
+        return LinkSpeed(bits_per_s, round_trip_ms, STATED_OVERHEAD_BYTES), server, notes
+    split = _served_split(args, package)
+    found = _measured_server(args, package)
     own = device[_name(package)].stage_ms(package.model.layers - split, embedding=False, head=True)
-    ratio = found.compute_ms / own
+    ratio = found.compute_ms / max(own, 1e-6)
     server = {name: times.slowed(ratio) for name, times in device.items()}
     note = f"server: its layers from {split} on take {found.compute_ms:.3g} ms, {ratio:.3g} times what they take here"
     return found.link, server, (note,)
 
 
-def _measured_server(args: argparse.Namespace, package: Package, split: int) -> WireTimes:
+def measured_link(args: argparse.Namespace, package: Package) -> LinkSpeed:
+    """To the server that was asked for. Raises LinkError where it does not answer or refuses."""
+    return _measured_server(args, package).link
+
+
+def _measured_server(args: argparse.Namespace, package: Package) -> WireTimes:
     import secrets
 
     from edgemem.split.codec import Codec, CodecSettings
     from edgemem.split.frames import CHUNK_TOKENS, PROTOCOL, SESSION_BYTES, Bye, Hello
-    from edgemem.split.identity import own_identity
-    from edgemem.split.link import Link
     from edgemem.split.measuring import measure_wire
-    from edgemem.tools.split_folder import split_folder
+    from edgemem.tools.split_dial import dial_of
     from edgemem.tools.versions import version_of
 
+    split = _served_split(args, package)
     if not 0 < split < package.model.layers:
         raise SettingsError("a server is measured at a split inside the model", got=split)
     codec = Codec(CodecSettings("fp32"), package.model.hidden)
@@ -124,21 +131,14 @@ def _measured_server(args: argparse.Namespace, package: Package, split: int) -> 
         min(CHUNK_TOKENS, package.manifest.max_context),
         codec.settings.to_dict(),
     )
-    server = _server(args)
-    identity = None if server.certificate is None else own_identity(split_folder(), "device")
-    with closing(Link.open(server, hello, identity=identity, timeout_s=10.0)) as link:
+    with closing(dial_of(args)(hello)) as link:
         found = measure_wire(link, codec)
         link.call(Bye(), deadline_s=10.0)
     return found
 
 
-def _server(args: argparse.Namespace) -> Server:
-    from edgemem.split.peers import PeerFile, Server
-    from edgemem.tools.split_folder import split_folder
-
-    if args.insecure_loopback is not None:
-        return Server("loopback", "127.0.0.1", args.insecure_loopback, None)
-    return PeerFile(split_folder(), Server).named(args.server)
+def _served_split(args: argparse.Namespace, package: Package) -> int:
+    return package.model.layers // 2 if args.at is None else int(args.at)
 
 
 def _widths(

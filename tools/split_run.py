@@ -11,16 +11,18 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from edgemem.tools.options import add_sampling, positive, sampling_of, whole
+from edgemem.tools.options import add_sampling, file_path, positive, sampling_of, whole
 
 if TYPE_CHECKING:
     from edgemem.runtime.engine import Engine
     from edgemem.runtime.package import Package
     from edgemem.runtime.session import Session
+    from edgemem.split.codec import CodecSettings
     from edgemem.split.remote_back import RemoteBack
-    from edgemem.split.remote_session import Dial
 
 _USUAL_CONTEXT = 4096
+_MODES = ("fp32", "fp16", "int8")
+_CODEC_HELP = f"of what is sent: {', '.join(_MODES)}, or a file of `split calibrate` (fp16)"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at", type=whole, metavar="L", help="layers here, 0 to all (half of them, or a front half's)")
     parser.add_argument("--local", action="store_true", help="hold all layers here too, to go on without the server")
     parser.add_argument("--warm", action="store_true", help="with --local: keep up with the server, to go on at once")
-    parser.add_argument(
-        "--codec", choices=("fp32", "fp16", "int8", "adaptive"), default="fp16", help="of what is sent (fp16)"
-    )
+    parser.add_argument("--codec", default="fp16", metavar="CODEC", help=_CODEC_HELP)
     parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="KV slots (the package's, at most 4096)")
     parser.add_argument("-t", "--threads", type=positive, metavar="N", help="default: the physical cores")
     add_sampling(parser)
@@ -66,10 +66,10 @@ def _open(args: argparse.Namespace, package: Package) -> tuple[Engine, RemoteBac
     """The engine, and its back stage where that is a server's."""
     from edgemem.runtime.errors import LinkError
     from edgemem.runtime.open import open_engine
-    from edgemem.split.codec import CodecSettings
     from edgemem.split.opening import open_split_engine
     from edgemem.split.switching import SwitchSettings
     from edgemem.tools.console import note
+    from edgemem.tools.split_dial import dial_of
     from edgemem.tools.versions import version_of
 
     layers = package.model.layers
@@ -81,9 +81,9 @@ def _open(args: argparse.Namespace, package: Package) -> tuple[Engine, RemoteBac
     engine, back = open_split_engine(
         package,
         split,
-        _dial(args),
+        dial_of(args),
         version=version_of("edgemem-runtime") or "unknown",
-        codec=CodecSettings(args.codec),
+        codec=_codec(args.codec, package, split),
         capacity=slots,
         threads=args.threads,
         local=args.local,
@@ -102,18 +102,14 @@ def _open(args: argparse.Namespace, package: Package) -> tuple[Engine, RemoteBac
     return engine, back
 
 
-def _dial(args: argparse.Namespace) -> Dial:
-    from edgemem.split.identity import own_identity
-    from edgemem.split.opening import dial_to
-    from edgemem.split.peers import PeerFile, Server
-    from edgemem.tools.split_folder import split_folder
+def _codec(text: str, package: Package, split: int) -> CodecSettings:
+    """text: a mode, or else a file that `split calibrate` wrote for this model and split."""
+    from edgemem.split.codec import CodecSettings
+    from edgemem.split.codec_file import read_codec_file
 
-    if args.insecure_loopback is not None:
-        return dial_to(Server("loopback", "127.0.0.1", args.insecure_loopback, None), None)
-    if args.server is None:
-        args.usage_error("give --server NAME, of a server that was paired")
-    server = PeerFile(split_folder(), Server).named(args.server)
-    return dial_to(server, None if server.certificate is None else own_identity(split_folder(), "device"))
+    if text in _MODES:
+        return CodecSettings(text)  # type: ignore[arg-type]
+    return read_codec_file(file_path(text)).settings_for(package.manifest.model_hash, split)
 
 
 def _answer(args: argparse.Namespace, session: Session, back: RemoteBack | None, prompt: str) -> None:

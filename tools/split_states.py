@@ -6,6 +6,7 @@ The layers behind the split take one state at a time, as they do in decoding.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,21 @@ from edgemem.runtime.engine import Engine
 from edgemem.runtime.errors import EngineError
 from edgemem.runtime.native_engine import NativeEngine
 from edgemem.runtime.package import Package
+from edgemem.runtime.tokenizer import Tokenizer
 from edgemem.split.codec import Codec, CodecSettings
+from edgemem.tools.evaluate import text_windows
 
+_MOST_TEXT_TOKENS = 400_000  # of a text, from whose beginning the windows are spread
 States = Sequence[NDArray[np.float32]]  # each (n, hidden), of one window of text
+
+
+def spread_windows(path: Path, tokenizer: Tokenizer, *, tokens: int, context: int) -> list[NDArray[np.int32]]:
+    """Windows of at most `context` tokens, `tokens` in all, evenly from all over a text: one place in it is not like
+    another. Raises SettingsError for a file that cannot be read or is too short.
+    """
+    windows = text_windows(path, tokenizer, tokens=_MOST_TEXT_TOKENS, context=context)
+    wanted = min(len(windows), max(1, tokens // context))
+    return [windows[place * len(windows) // wanted] for place in range(wanted)]
 
 
 def states_at(package: Package, split: int, windows: Sequence[NDArray[np.int32]], threads: int | None) -> States:

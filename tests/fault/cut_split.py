@@ -2,9 +2,9 @@
 
     python tests/fault/cut_split.py --all
 
-Every message is cut at its first byte, then, sent again over a new link, at its second, and so on through its reply.
-At some messages the greeting of the new link is cut at every byte as well. --local lets the device go on alone: there
-each link is cut a byte later than the one before. --tls does all this to a paired device.
+messages: every message is cut at its first byte, then, sent again over a new link, at its second, and so on to the end
+of its reply; before some, the greeting of the new link is cut at every byte too. links: each link is cut a byte later
+than the one before, and lasts until then. local: the same, and the device goes on alone meanwhile.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,50 +24,95 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from runnable_packages import plain_model, runnable_package, same_precision
-from split_conversation import EXACT, local_back, split_engine
-from split_servers import Running, hello, serving
+from split_conversation import EXACT, local_back, some_tokens, split_engine
+from split_servers import hello, serving
 
 from edgemem.runtime.engine import Engine
 from edgemem.runtime.native_engine import NativeEngine
 from edgemem.runtime.package import Package
 from edgemem.runtime.sampling import Sampler, Sampling
 from edgemem.split.coder import coder_of
-from edgemem.split.frames import Hello, Message, Welcome
+from edgemem.split.frames import Hello, Message
 from edgemem.split.history import History
-from edgemem.split.identity import Identity, own_identity
+from edgemem.split.identity import own_identity
 from edgemem.split.link import Link
 from edgemem.split.peers import Device, PeerFile, Server
 from edgemem.split.remote_back import RemoteBack
-from edgemem.split.remote_session import Dial, RemoteSession
+from edgemem.split.remote_session import RemoteSession, Wire
 from edgemem.split.roll import Roll
+from edgemem.split.server import ServerSettings
 from edgemem.split.shaping import Faults, ShapingProxy, shaped
 from edgemem.split.switching import SwitchSettings
 
 SPLIT, CAPACITY = 1, 64
-SOON = SwitchSettings(deadline_s=10.0, patience_s=600.0, first_retry_s=1e-4, last_retry_s=1e-4)
-_AROUND = 48  # bytes at the end of a greeting that are cut again: what is sent unasked may come before or after them
-_GREETINGS = (0, 1, 7)  # messages before which the greeting is cut as well
+SETTINGS = SwitchSettings(deadline_s=10.0, patience_s=600.0, first_retry_s=1e-4, last_retry_s=1e-4)
+_S = 10.0
+_AROUND = 48  # bytes at the end of a greeting that are always cut: some that are sent unasked come a little later
+_WHOLE_GREETINGS = (0, 1, 9)  # messages before which the greeting is cut as well
+_LINK_BYTES = 2500  # of a link that is cut: the greeting, and ten messages
 
 
 @dataclass
 class Count:
-    """What was cut."""
-
     links: int = 0
     messages: int = 0
-    bytes: int = 0  # of the messages and their replies, each cut once
+    bytes: int = 0  # of messages and replies, each cut once
 
 
-class _CutLink:
-    """A Wire that is over once a message has come through: the next is to be cut from its first byte on."""
+class LinkCuts:
+    """Dials the server; each link is cut `stride` bytes after the place of the one before, the first at once."""
 
-    def __init__(self, link: Link, cuts: MessageCuts) -> None:
-        self._link, self._cuts, self.welcome = link, cuts, link.welcome
+    def __init__(self, proxy: ShapingProxy, open_link: Callable[[Hello], Link], stride: int) -> None:
+        self.count, self._proxy, self._open_link, self._stride = Count(), proxy, open_link, stride
+        self._place = 0
+
+    def dial(self, asked: Hello) -> Wire:
+        self._proxy.faults = Faults(cut_after=self._place)
+        self._place += self._stride
+        self.count.links += 1
+        return self._open_link(asked)
+
+    @property
+    def over(self) -> bool:
+        return self._place > _LINK_BYTES
+
+
+class MessageCuts(LinkCuts):
+    """The same, and when a message is through, the next is cut from its first byte on."""
+
+    def __init__(self, proxy: ShapingProxy, open_link: Callable[[Hello], Link], stride: int, messages: int) -> None:
+        super().__init__(proxy, open_link, stride)
+        self._messages = messages
+        self._greeting = 0  # its bytes
+
+    def dial(self, asked: Hello) -> Wire:
+        if not self._greeting:
+            self._open_link(asked).close()
+            self._greeting = self._proxy.up_bytes + self._proxy.down_bytes
+        return _OneMessage(super().dial(asked), self._came_through)
+
+    @property
+    def over(self) -> bool:
+        return self.count.messages >= self._messages
+
+    def _came_through(self) -> None:
+        count = self.count
+        count.bytes += max(0, self._place - self._stride - self._greeting)
+        count.messages += 1
+        begin = 0 if count.messages in _WHOLE_GREETINGS else max(0, self._greeting - _AROUND)
+        self._place = begin + count.messages % self._stride
+
+
+class _OneMessage:
+    """A link that is over after one message."""
+
+    def __init__(self, link: Wire, came_through: Callable[[], None]) -> None:
+        self._link, self._came_through, self.welcome = link, came_through, link.welcome
 
     def call(self, message: Message, *, deadline_s: float) -> Message:
         reply = self._link.call(message, deadline_s=deadline_s)
-        self._cuts.came_through()
         self._link.close()
+        self._came_through()
         return reply
 
     def ping(self, *, deadline_s: float) -> float:
@@ -76,46 +122,124 @@ class _CutLink:
         self._link.close()
 
 
-class MessageCuts:
-    """How to reach the server: each link is cut `stride` bytes later than the one before, until a message is through."""
+def say(engine: Engine, turn: int, between: Callable[[], None] = lambda: None) -> list[int | float]:
+    """A turn in which everything happens: all that is to be seen of it. between: called at every token."""
+    seen: list[int | float] = []
 
-    def __init__(self, proxy: ShapingProxy, server: Server, identity: Identity | None, stride: int) -> None:
-        self.count, self._proxy, self._stride = Count(), proxy, stride
-        self._server, self._identity = server, identity
-        self._greeting = 0  # its bytes
-        self._next = 0
+    def decode(count: int, sampling: Sampling) -> None:
+        for token in engine.decode(Sampler(sampling), count):
+            seen.append(token.id)
+            between()
 
-    def dial(self, asked: Hello) -> _CutLink:
-        if not self._greeting:
-            self._greeting = self._measured(asked)
-        self._proxy.faults = Faults(cut_after=self._next)
-        self._next += self._stride
-        self.count.links += 1
-        return _CutLink(self._open(asked), self)
-
-    def came_through(self) -> None:
-        self.count.messages += 1
-        self.count.bytes += max(0, self._next - self._stride - self._greeting)
-        begin = 0 if self.count.messages in _GREETINGS else max(0, self._greeting - _AROUND)
-        self._next = begin + self.count.messages % self._stride
-
-    def _measured(self, asked: Hello) -> int:
-        """Bytes of a greeting, with those of the hanging up."""
-        self._open(asked).close()
-        return self._proxy.up_bytes + self._proxy.down_bytes
-
-    def _open(self, asked: Hello) -> Link:
-        return Link.open(self._server, asked, identity=self._identity, timeout_s=10.0)
+    if engine.length > 30:
+        engine.truncate(turn % 3)
+    scores = engine.extend(some_tokens(3, turn), surprisal=True).surprisal
+    seen += [] if scores is None else [round(float(score), 4) for score in scores[1:]]
+    decode(6, Sampling())
+    if turn % 3 == 0:
+        engine.keep(np.arange(0, engine.length, 2))
+        engine.extend(some_tokens(2, turn))
+    decode(4, Sampling(temperature=1.0, top_k=3, seed=turn))
+    if turn % 3 == 1:
+        engine.truncate(engine.length - 2)
+        engine.extend(some_tokens(1, turn))
+        decode(1, Sampling(repetition_penalty=1.3))
+    return seen
 
 
-class LinkCuts:
-    """How to reach the server: each link is cut `stride` bytes later than the one before, and lasts until then."""
+def talk(package: Package, cuts: LinkCuts, *, local: bool, turn: int = 0) -> Count:
+    """From this turn on, until the cuts are over. Raises AssertionError where one is not as without them."""
+    model = package.model
+    session = RemoteSession(cuts.dial, hello(bytes(16), model.layers, split=SPLIT, capacity=CAPACITY), model.vocabulary)
+    back = RemoteBack(
+        session,
+        History(coder_of(model, SPLIT, EXACT)),
+        capacity=CAPACITY,
+        local=local_back(package, SPLIT) if local else None,
+        settings=SETTINGS,
+    )
 
-    def __init__(self, proxy: ShapingProxy, server: Server, identity: Identity | None, stride: int) -> None:
-        self.count, self._proxy, self._stride = Count(), proxy, stride
-        self._server, self._identity = server, identity
+    def return_to_the_server() -> None:
+        for _ in range(SETTINGS.good_probes):
+            back.probe()
 
-    def dial(self, asked: Hello) -> Link:
-        self._proxy.faults = Faults(cut_after=self.count.links * self._stride)
-        self.count.links += 1
-        return Link.open(self._server, asked, identity=self._identity, timeout_s=10.0)
+    with (
+        closing(split_engine(package, SPLIT, back)) as engine,
+        closing(NativeEngine(package, capacity=CAPACITY, threads=1)) as whole,
+    ):
+        while not cuts.over:
+            if say(engine, turn, return_to_the_server) != say(whole, turn):
+                raise AssertionError(f"turn {turn} is not as without the cuts, after {cuts.count}")
+            turn += 1
+    return cuts.count
+
+
+@contextmanager
+def served(package: Path, folder: Path, *, tls: bool) -> Iterator[tuple[ShapingProxy, Callable[[Hello], Link]]]:
+    """A server behind a proxy, and how to reach it."""
+    identity = own_identity(folder / "device", "device") if tls else None
+    there = own_identity(folder / "server", "server") if tls else None
+    if identity is not None:
+        PeerFile(folder / "server", Device).put(Device("robot", identity.certificate))
+    roll = None if there is None else Roll(folder / "server", there)
+    certificate = None if there is None else there.certificate
+    with serving(package, [SPLIT], ServerSettings(slots=CAPACITY), roll) as running, shaped(running.port) as proxy:
+        server = Server("home", "127.0.0.1", proxy.port, certificate)
+        yield proxy, lambda asked: Link.open(server, asked, identity=identity, timeout_s=_S)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is to be cut. how: messages, links or local. turn: the first of the talk."""
+
+    how: str
+    stride: int = 1
+    messages: int = 50
+    turn: int = 0
+    tls: bool = False
+
+
+ALL = (
+    *(Part("messages", turn=turn) for turn in (0, 7, 14, 21)),
+    *(Part(how, tls=tls) for how in ("links", "local") for tls in (False, True)),
+    Part("messages", messages=10, tls=True),
+)
+
+
+def run(part: Part) -> str:
+    begin_s = time.perf_counter()
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        model = plain_model(hidden=16, heads=1, kv_heads=1, intermediate=32)  # few bytes a message
+        path = runnable_package(folder / "small.edgemem", model, same_precision(model, "fp16"))
+        package = opened.enter_context(Package.open(path))
+        proxy, open_link = opened.enter_context(served(path, folder, tls=part.tls))
+        if part.how == "messages":
+            cuts: LinkCuts = MessageCuts(proxy, open_link, part.stride, part.messages)
+        else:
+            cuts = LinkCuts(proxy, open_link, part.stride)
+        count = talk(package, cuts, local=part.how == "local", turn=part.turn)
+    took_s = time.perf_counter() - begin_s
+    cut = f", {count.messages} messages cut at {count.bytes} bytes" if count.messages else ""
+    over = " over TLS" if part.tls else ""
+    return f"{part.how}{over}: {count.links} links cut{cut}; all said as without them; {took_s:.0f} s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("how", nargs="?", choices=("messages", "links", "local"), default="messages")
+    parser.add_argument("--stride", type=int, default=7, help="bytes from one cut to the next (7)")
+    parser.add_argument("--messages", type=int, default=50)
+    parser.add_argument("--tls", action="store_true", help="a device that has paired")
+    parser.add_argument("--all", action="store_true", help="every byte of two hundred messages, and of links")
+    options = parser.parse_args()
+    if not options.all:
+        print(run(Part(options.how, options.stride, options.messages, tls=options.tls)))
+        return
+    with ProcessPoolExecutor(4) as pool:  # each is waiting most of the time
+        for line in pool.map(run, ALL):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

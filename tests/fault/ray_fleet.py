@@ -1,4 +1,4 @@
-"""A conversation over a fleet of two replicas, one after the other killed while it talks; prints one JSON object.
+"""A conversation over a fleet of two replicas, both killed while it talks, one after the other; prints one JSON object.
 
 Run in a process of its own: Ray leaves threads and sockets behind.
 """
@@ -21,10 +21,12 @@ from edgemem.runtime.native_engine import NativeEngine
 from edgemem.runtime.package import Package
 from edgemem.runtime.sampling import Sampler, Sampling
 from edgemem.split.codec import CodecSettings
+from edgemem.split.frames import Hello
 from edgemem.split.listener import Listener
 from edgemem.split.opening import dial_to, open_split_engine
 from edgemem.split.peers import Server
 from edgemem.split.ray_app import Fleet, FleetSettings
+from edgemem.split.remote_session import Wire
 from edgemem.split.server import ServerSettings
 
 PROMPT = np.arange(3, 15, dtype=np.int32)
@@ -34,15 +36,7 @@ TOKENS, KILLS = 30, (8, 18)
 def main(path: Path) -> None:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
     with Package.open(path) as package:
-        model_hash = package.manifest.model_hash
-        fleet = Fleet(
-            path,
-            [1],
-            model_hash=model_hash,
-            version="test",
-            server=ServerSettings(slots=128),
-            settings=FleetSettings(replicas=(2, 2), threads=1, cores=0.5),
-        )
+        fleet = two_replicas(path, package.manifest.model_hash)
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever)
         thread.start()
@@ -51,15 +45,22 @@ def main(path: Path) -> None:
         )
         asyncio.run_coroutine_threadsafe(listener.start(), loop).result(20)
         server = Server("fleet", "127.0.0.1", listener.port, None)
+        reach, dialled = dial_to(server, None), []
+
+        def dial(hello: Hello) -> Wire:
+            dialled.append(hello)
+            return reach(hello)
+
         engine, _ = open_split_engine(
-            package, 1, dial_to(server, None), version="test", codec=CodecSettings("fp32"), capacity=128, threads=1
+            package, 1, dial, version="test", codec=CodecSettings("fp32"), capacity=128, threads=1
         )
-        killed = []
-        talked = []
+        replicas = replica_names()
+        killed, talked = [], []
         for place, token in enumerate(talk(engine)):
             talked.append(token)
             if place in KILLS:
-                killed.append(kill_one(len(killed)))
+                killed.append(replicas[len(killed)])
+                ray.kill(ray.get_actor(killed[-1], namespace="serve"), no_restart=True)
         engine.close()
         alone = NativeEngine(package, capacity=128, threads=1)
         wanted = list(talk(alone))
@@ -69,7 +70,12 @@ def main(path: Path) -> None:
         thread.join()
     serve.shutdown()
     ray.shutdown()
-    print(json.dumps({"talked": talked, "wanted": wanted, "killed": killed}))
+    print(json.dumps({"talked": talked, "wanted": wanted, "killed": killed, "links": len(dialled)}))
+
+
+def two_replicas(path: Path, model_hash: str) -> Fleet:
+    settings = FleetSettings(replicas=(2, 2), threads=1, cores=0.5)
+    return Fleet(path, [1], model_hash=model_hash, version="test", server=ServerSettings(slots=128), settings=settings)
 
 
 def talk(engine: Engine) -> Iterator[int]:
@@ -78,12 +84,10 @@ def talk(engine: Engine) -> Iterator[int]:
         yield token.id
 
 
-def kill_one(place: int) -> str:
-    """One of the replicas that live, by name: first the one that comes first, then the one that comes last."""
+def replica_names() -> list[str]:
+    """In order. Of those at the beginning one has the session: to kill both is to kill its own."""
     there = (actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True))
-    name = sorted(name for name in there if "edgemem-split" in name)[-place]
-    ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
-    return str(name)
+    return sorted(name for name in there if "edgemem-split" in name)
 
 
 if __name__ == "__main__":
