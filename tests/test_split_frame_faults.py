@@ -113,18 +113,19 @@ class Frames(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def keep(self, data: st.DataObject) -> None:
-        held = data.draw(st.lists(st.booleans(), min_size=self.twin.length, max_size=self.twin.length))
-        slots = np.flatnonzero(held)
+        dropped = data.draw(st.sets(st.integers(0, CAPACITY), max_size=6))
+        slots = np.setdiff1d(np.arange(self.twin.length), list(dropped))
         self.twin.keep(slots)
         assert isinstance(self.accepted(Keep(self.op + 1, ranges_of(slots))), Done)
 
     @rule(data=st.data())
     def truncate(self, data: st.DataObject) -> None:
-        length = data.draw(st.integers(0, self.twin.length))
-        if length < self.twin.length:
-            self.twin.truncate(length)
+        cut = data.draw(st.integers(0, min(3, self.twin.length)))
+        self.twin.truncate(self.twin.length - cut)
+        assert isinstance(self.accepted(Truncate(self.op + 1, self.twin.length)), Done)
+        if cut:
             self.logits = False
-        assert isinstance(self.accepted(Truncate(self.op + 1, length)), Done)
+            self.refused(Logits(self.op, 3), SettingsError)
 
     @precondition(lambda self: self.recorded)
     @rule(times=st.integers(1, 3))
@@ -216,6 +217,7 @@ class Frames(RuleBasedStateMachine):
         assert isinstance(refused, Refused)
         assert refused.code == "session"
 
+    @precondition(lambda self: len(self.recorded) > 5)
     @rule()
     def go_and_come_back(self) -> None:
         """What was recorded is of no use to a session that begins anew, but for its first operation."""
