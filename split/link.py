@@ -174,4 +174,5 @@ def _as_link_errors(server: Server, timeout_s: float) -> Iterator[None]:
     except (asyncio.TimeoutError, TimeoutError) as problem:
         raise LinkError("the server does not answer in time", where=where, wanted=f"{timeout_s:.3g} s") from problem
     except OSError as problem:  # as ssl.SSLError is
-        raise LinkError("the server cannot be reached", where=where, got=problem) from problem
+        got = str(problem) or "it hung up"  # asyncio does so without a word
+        raise LinkError("the server cannot be reached", where=where, got=got) from problem

@@ -56,7 +56,7 @@ class Metrics:
 
         try:
             server, thread = start_http_server(port, host, self._registry)
-        except OSError as problem:
+        except (OSError, OverflowError) as problem:  # the latter for a port that is none
             raise LinkError("the address for metrics cannot be had", where=f"{host}:{port}", got=problem) from problem
 
         def stop() -> None:

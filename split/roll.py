@@ -6,6 +6,7 @@ import os
 import ssl
 from pathlib import Path
 
+from edgemem.runtime.errors import FileError
 from edgemem.split.identity import Identity
 from edgemem.split.peers import Device, PeerFile
 from edgemem.split.tls import server_context
@@ -42,9 +43,11 @@ class Roll:
 
 
 def _stamp(path: Path) -> _Stamp:
-    """Every writing puts another file there."""
+    """Every writing puts another file there; a link to one is another too."""
     try:
-        status = os.stat(path)
+        status = os.lstat(path)
     except FileNotFoundError:
         return None
+    except OSError as problem:
+        raise FileError("the list of peers cannot be looked at", where=path, got=problem.strerror) from problem
     return status.st_ino, status.st_mtime_ns, status.st_size

@@ -597,6 +597,22 @@ def test_a_frame_that_does_not_go_on_ends_its_connection(tmp_path: Path, monkeyp
         assert place.sessions.calls == []
 
 
+def test_a_list_that_became_a_link_lets_nobody_in_and_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with listening(tmp_path) as place:
+        path = PeerFile(place.folder, Device).path
+        aside = path.rename(path.with_name("aside"))
+        for target in (aside, path):  # to a list that is good, and to itself
+            path.symlink_to(target.name)
+            with pytest.raises(LinkError, match="cannot be reached") as problem:
+                connect(place)
+            path.unlink()
+            assert problem.value.got  # why, also where the server hung up without a word
+            assert "symbolic link" in caplog.text
+            caplog.clear()
+        aside.rename(path)
+        connect(place).close()
+
+
 def test_a_thousand_half_open_connections_keep_nobody_out(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 2200:

@@ -52,6 +52,19 @@ def test_nothing_feasible_says_what_would_do(tiny_package: Path, capsys: pytest.
     assert re.search(r"a deadline of [\d.]+ ms would do", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("limit", "message"), [(("--context", "99999999"), "the context is out of range"), (("--least", "4"), "layers")]
+)
+def test_a_limit_beyond_the_model_is_refused(
+    tiny_package: Path, capsys: pytest.CaptureFixture[str], limit: tuple[str, str], message: str
+) -> None:
+    arguments = ("--memory", "1GiB", "--deadline", "10s", *LINK)
+    assert main(["split", "plan", str(tiny_package), *arguments, *limit]) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert "measuring" not in err
+
+
 def test_a_calibrated_codec_is_offered_at_its_split(
     tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

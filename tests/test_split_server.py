@@ -226,6 +226,11 @@ def test_metrics_are_served_on_loopback() -> None:
     assert 'edgemem_split_operations_total{kind="extend"} 1.0' in text
 
 
+def test_a_port_for_metrics_that_is_none_is_told() -> None:
+    with pytest.raises(LinkError, match="cannot be had"):
+        Metrics().serve(65536)
+
+
 @pytest.mark.parametrize("change", [{"sessions": 0}, {"slots": True}, {"bytes": 0.5}, {"idle_s": 0}])
 def test_settings_out_of_range_are_refused(change: dict[str, int]) -> None:
     with pytest.raises(SettingsError, match=next(iter(change))):

@@ -8,7 +8,7 @@ context, then the fewest bytes on the wire: our reconstruction of arXiv 2511.040
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from time import sleep
 from typing import TYPE_CHECKING
@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         packages = [opened.enter_context(Package.open(locate_package(name))) for name in names]
         for package in packages:
             package.require()
+        _check_limits(args, packages)
         note("measuring ...")
         known = known_problem(args, packages)
         found = _planned(args, known.problem, known.notes)
@@ -83,6 +84,18 @@ def run(args: argparse.Namespace) -> int:
                 note("the link has changed")
                 _planned(args, replace(known.problem, link=link), known.notes)
     return 0 if found.chosen is not None else 1
+
+
+def _check_limits(args: argparse.Namespace, packages: Sequence[Package]) -> None:
+    """Raises SettingsError for a context or a number of layers that the packages do not have."""
+    from edgemem.runtime.engine_inputs import context_slots
+    from edgemem.runtime.errors import SettingsError
+
+    for package in packages:
+        context_slots(args.context, package)
+    layers = packages[0].model.layers
+    if args.least > layers:
+        raise SettingsError("the model has fewer layers", got=f"--least {args.least}", wanted=f"at most {layers}")
 
 
 def _planned(args: argparse.Namespace, problem: Problem, notes: tuple[str, ...]) -> Plan:
