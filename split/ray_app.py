@@ -103,6 +103,7 @@ class Fleet:
             BackReplica,
             name=_NAME,
             ray_actor_options={"num_cpus": settings.cores},
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
             max_ongoing_requests=4 * server.sessions,
             request_router_config=config.RequestRouterConfig(
                 request_router_class=_ROUTER, request_router_kwargs={"num_fallback_replicas": 0}
