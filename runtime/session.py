@@ -140,6 +140,10 @@ class Session:
 
     @messages.setter
     def messages(self, messages: list[Message]) -> None:
+        if not isinstance(messages, list):
+            raise SettingsError("messages are a list", got=type(messages).__name__, wanted="[] for none")
+        if messages:
+            check_messages(messages)
         self._dialogue.messages = messages
 
     @property

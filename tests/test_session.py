@@ -694,3 +694,12 @@ def _wait_for(holds: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.01)
     return False
+
+
+@pytest.mark.parametrize("bad", [None, "hi", [{"role": "user"}], [None]])
+def test_messages_that_are_none_are_refused_where_they_are_set(session: Session, bad: Any) -> None:
+    before = list(session.messages)
+    with pytest.raises(SettingsError, match="message"):
+        session.messages = bad
+    assert session.messages == before
+    session.messages = []
