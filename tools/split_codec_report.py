@@ -18,6 +18,8 @@ _METHOD = (
     "KL is the mean over tokens of KL(fp16 || coded), in nats: the layers behind the split take the coded states one "
     "by one, as in decoding, and are compared with themselves on fp16 states. Calibrated and measured is on "
     "different windows, by turns, from all over the text.",
+    "A wide interval says that the mean hangs on single tokens: some stand on an edge between two answers, and any "
+    "rounding may tip them, int8's too.",
     "Bytes are whole payloads, heads and all. Payloads add up: a token takes the same in a prompt as in decoding.",
     "fp32 states differ from fp16 states too, as far as the engine's own rounding carries: below that line KL says "
     "nothing about the codec.",
