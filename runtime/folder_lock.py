@@ -19,19 +19,24 @@ def lock_folder(folder: Path, what: str) -> int:
     """
     lock = os.open(folder / LOCK_FILE, _FLAGS, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    except BlockingIOError as problem:
-        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(lock)
-        raise FileError(
-            f"another process is writing {what}",
-            where=folder,
-            got=f"process {holder!a}",
-            do="end that process, or use another folder",
-        ) from problem
+        take_lock(lock, folder, what)
     except BaseException:
         os.close(lock)
         raise
     return lock
+
+
+def take_lock(lock: int, folder: Path, what: str, error: type[FileError] = FileError) -> None:
+    """The same with an open lock file, which stays open. Raises `error`, naming the process that was here first."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as problem:
+        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        raise error(
+            f"another process is writing {what}",
+            where=folder,
+            got=f"process {holder if holder.isalnum() else ascii(holder)}",
+            do="end that process, or use another folder",
+        ) from problem
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,6 +17,7 @@ from edgemem.runtime.capture.event import Event
 from edgemem.runtime.errors import FileError
 from edgemem.runtime.safe_files import SafeFolder
 from edgemem.tools.moments import local_text
+from edgemem.tools.whole_file import whole_file
 
 _HEADER = ["id", "time", *(field.name for field in fields(Event) if field.name != "id")]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell of a spreadsheet that begins so is run
@@ -74,17 +75,10 @@ def copy_frame(folder: SafeFolder, event: Event, target: Path) -> bool:
 @contextmanager
 def writing(path: Path) -> Iterator[TextIO]:
     """A file that is there whole once all is written into it, or as it was before. Raises FileError."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with whole_file(path, "the events cannot be written") as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8", newline="") as file:
             yield file
-        os.replace(partial, path)
-    except OSError as problem:
-        raise FileError("the events cannot be written", where=path, got=problem.strerror or problem) from problem
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 def _cell(value: object) -> object:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from edgemem.profiles.html_report import html_report
 from edgemem.profiles.record import Record
 from edgemem.profiles.record_file import record_to_dict, write_record
 from edgemem.profiles.table import Row, answer, brief, comma_separated, json_lines, markdown, ratios, rows
-from edgemem.runtime.errors import FileError, SettingsError
+from edgemem.runtime.errors import SettingsError
 from edgemem.tools.console import print_json, print_table
+from edgemem.tools.whole_file import whole_file
 
 RECORD_FILE, REPORT_FILE = "record.json", "report.html"
 
@@ -64,17 +63,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write(path: Path, fill: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    do = "make room or choose another folder, then run the same command"
+    with whole_file(path, "the report cannot be written", do=do) as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
         fill(partial)
-        os.replace(partial, path)
-    except OSError as problem:
-        with suppress(OSError):  # where the folder is a file, there is nothing to remove either
-            partial.unlink(missing_ok=True)
-        raise FileError(
-            "the report cannot be written",
-            where=path,
-            got=problem.strerror or problem,
-            do="make room or choose another folder, then run the same command",
-        ) from problem

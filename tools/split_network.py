@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING
 from edgemem.tools.options import positive
 
 if TYPE_CHECKING:
+    import asyncio
+
     from edgemem.split.frames import Hello, Message, Refused, Welcome
     from edgemem.split.listener import Caller, Listener
     from edgemem.split.pairing_code import PairingCode
@@ -42,6 +43,8 @@ async def serve_network(
     handle: Callable[[Caller, Message], Awaitable[Message]],
 ) -> None:
     """Serve until Ctrl-C or SIGTERM, then finish what is under way. open_session, handle: as Listener takes them."""
+    import asyncio
+
     from edgemem.split.door import DoorLimits
     from edgemem.split.listener import Listener, ListenerLimits
     from edgemem.tools.console import note
@@ -109,6 +112,8 @@ def _roll() -> Roll:
 
 def _stop_event() -> asyncio.Event:
     """Set by the first Ctrl-C or SIGTERM; the second does what it does elsewhere."""
+    import asyncio
+
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
     def once(number: signal.Signals) -> None:

@@ -8,7 +8,6 @@ With --replicas the sessions are spread over a Ray cluster, or over processes of
 from __future__ import annotations
 
 import argparse
-import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -49,6 +48,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import asyncio  # not at the top: it takes a fifth of the command line's start
+
     from edgemem.runtime.package import Package
     from edgemem.split.server import ServerSettings
     from edgemem.tools.source import locate_package
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(args: argparse.Namespace, serves: _Serves) -> None:
+    import asyncio
+
     sweeping = asyncio.ensure_future(_sweep_on(serves.sweep))
     try:
         await serve_network(args, serves.open_session, serves.handle)
@@ -77,6 +80,8 @@ async def _serve(args: argparse.Namespace, serves: _Serves) -> None:
 
 
 async def _sweep_on(sweep: Callable[[], object]) -> None:
+    import asyncio
+
     while True:
         await asyncio.sleep(_SWEEP_S)
         sweep()

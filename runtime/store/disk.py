@@ -6,7 +6,6 @@ Nothing here knows what the files mean. Names are flat; files are 0600 in a fold
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Protocol
 
 from edgemem.runtime.errors import StoreError
+from edgemem.runtime.folder_lock import LOCK_FILE, take_lock
 from edgemem.runtime.safe_files import SafeFolder
 
-LOCK_FILE = "lock"
 TEMPORARY = ".tmp"
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
 _PRIVATE_FILE, _PRIVATE_FOLDER = 0o600, 0o700
@@ -124,22 +123,11 @@ class RealDisk:
     def lock(self) -> None:
         lock = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT | _FLAGS, _PRIVATE_FILE, dir_fd=self._descriptor)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as problem:
-            holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(lock)
-            raise StoreError(
-                "another process is writing this conversation",
-                where=self.folder,
-                got=f"process {holder}",
-                do="end that process, or use another folder",
-            ) from problem
-        except OSError:
+            take_lock(lock, self.folder, "this conversation", StoreError)
+        except BaseException:
             os.close(lock)
             raise
         self._lock = lock
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
         self._reading.close()

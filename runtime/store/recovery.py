@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemem.runtime.errors import FileError, StoreError, shown
+from edgemem.runtime.folder_lock import LOCK_FILE
 from edgemem.runtime.store.conversation import HELD, Conversation, Unfinished
-from edgemem.runtime.store.disk import LOCK_FILE, TEMPORARY, Disk, disk_error
+from edgemem.runtime.store.disk import TEMPORARY, Disk, disk_error
 from edgemem.runtime.store.identity import Identity
 from edgemem.runtime.store.segments import Segment, apply_frame, read_segment, segment_numbers
 from edgemem.runtime.store.snapshot import Position, Snapshot, read_snapshot, snapshot_name, snapshot_numbers

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from edgemem.runtime.capture.head import FORMAT, Head
-from edgemem.runtime.errors import FileError
+from edgemem.tools.whole_file import whole_file
 
 _ALIGNMENT = 64
 
@@ -31,14 +29,5 @@ def head_bytes(head: Head, notes: Mapping[str, str]) -> bytes:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Raises FileError where it cannot be written; what was there before then stays."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with whole_file(path, "cannot write the file", do="make room or choose another folder") as partial:
         partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as problem:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        got = problem.strerror or problem
-        raise FileError(
-            "cannot write the file", where=path, got=got, do="make room or choose another folder"
-        ) from problem
