@@ -43,6 +43,8 @@ class Running:
             asyncio.run_coroutine_threadsafe(self._listener.drain(grace_s), self._loop).result(20)
             self._thread.join(20)
             self.back.close()
+            for _ in range(3):  # connections that have ended close their sockets in callbacks
+                self._loop.run_until_complete(asyncio.sleep(0.01))
             self._loop.close()
 
     def restart(self) -> None:

@@ -565,7 +565,7 @@ def test_ten_thousand_takes_under_faults_end_exactly_once_each() -> None:
         while moved.acquire(blocking=False):
             pass
         for _ in range(8):
-            moved.acquire(timeout=0.002)
+            moved.acquire(timeout=0.01)
 
     def write(_: Picture) -> Frame:
         if chance.random() < 0.05:
