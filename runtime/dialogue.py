@@ -31,6 +31,7 @@ class Dialogue:
         """Take up the store's conversation. Gives the note that was being read when the process ended, which is not
         in it. Raises what `wake` raises."""
         woken, recovered = wake(self._memory, store, progress), store.recovered
+        store.let_go_of_snapshot()
         self.messages = [*recovered.messages]
         self._said = list(self.messages)
         self._read_before = woken.read or 0

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,10 @@ class Store:
         """
         begins, last = self._journal.header.begins, self._journal.sequence
         yield from read_entries(self._disk, begins, after.sequence if after else begins, last)
+
+    def let_go_of_snapshot(self) -> None:
+        """Unmap the snapshot that was recovered, for whoever has taken it in: its file may be replaced meanwhile."""
+        self.recovered = replace(self.recovered, snapshot=None)
 
     def forget(self) -> bool:
         """Forget the conversation: a new one begins and the old files are removed; whether that is on disk."""
