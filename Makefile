@@ -57,7 +57,7 @@ native-sanitize: .venv/installed-dev
 	PATH=$(CURDIR)/$(BIN):$$PATH cmake -S . -B $(SANITIZED) -G Ninja -DEDGEMEM_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	PATH=$(CURDIR)/$(BIN):$$PATH cmake --build $(SANITIZED)
 	$(SANITIZERS) $(BIN)/pytest -p sanitized_native tests/test_native_kernels.py tests/test_native_sampler.py \
-	  tests/test_native_engine.py tests/test_native.py tests/test_engines.py tests/fuzz -k "not onnx and not fork and not taken and not transformers"
+	  tests/test_native_engine.py tests/test_native_together.py tests/test_native.py tests/test_engines.py tests/fuzz -k "not onnx and not fork and not taken and not transformers"
 	$(SANITIZERS) $(BIN)/python -c "import sanitized_native, runpy, sys; sys.argv = ['fuzz', '20000']; \
 	  runpy.run_path('tests/fuzz/fuzz_native.py', run_name='__main__')"
 

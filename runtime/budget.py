@@ -17,7 +17,7 @@ _FLOAT, _HALF, _DOUBLE = 4, 2, 8
 _ROTARY_STEPS = 6  # float64 arrays held while cos and sin are folded: angles, shifted, two sines, two amplitudes
 _LANES = 16
 _NATIVE_CHUNK, _NATIVE_HEAD_ROWS = 128, 512  # kChunk and kHeadRows of kernels/cpu/decoder
-_NATIVE_PIECE, _NATIVE_QUERY_BYTES = 256, 48  # kPieceSlots, and the size of Query
+_NATIVE_PIECE, _NATIVE_QUERY_BYTES = 512, 48  # kPieceSlots, and the size of Query
 _NATIVE_BYTES, _NATIVE_THREAD_BYTES = 8 << 20, 1 << 20
 _RUNTIME_BYTES = 48 << 20  # ONNX Runtime's own code, arenas and threads
 
@@ -33,11 +33,11 @@ class Budget:
     def total(self) -> int:
         return sum(size for _, size in self.lines)
 
-    def check(self, available: int) -> None:
+    def check(self, available: int, *, of: str = "machine") -> None:
         """Raises BudgetError, holding the whole table, if `available` bytes are less than the total."""
         if self.total > available:
             raise BudgetError(
-                "this machine has too little free memory for the engine",
+                f"this {of} has too little free memory for the engine",
                 got=f"{available:,} bytes available",
                 wanted=f"{self.total:,} bytes\n{self.table()}",
                 do="open with a smaller context, free memory, or compile to fewer bits",
@@ -97,7 +97,9 @@ def native_budget(
     elements = model.head_dim + _whole(model.head_dim)  # a key and a value, which lies in whole lanes
     slot = model.kv_heads * (elements + 2 * _FLOAT if kv_as_bytes else elements * _HALF)
     logits = (2 * model.vocabulary + threads * _NATIVE_CHUNK * _NATIVE_HEAD_ROWS) * _FLOAT
-    pieces = capacity // _NATIVE_PIECE + 1 + _LANES * threads  # or some lanes of queries a thread
+    pieces = capacity // _NATIVE_PIECE + 1
+    # Of one token all heads, of rows of several conversations a thread's group of them; or some lanes a thread.
+    seats = pieces * max(model.heads, threads * (model.heads // model.kv_heads)) + _LANES * threads * model.heads
     inputs, queries = 2 * model.hidden + model.intermediate, model.heads * model.head_dim
     # Floats of a row, and what it is quantised to: codes, and three numbers for every 32 of them, perhaps twice.
     row = (4 * inputs + 4 * queries + 2 * model.kv_heads * model.head_dim) * _FLOAT
@@ -109,7 +111,7 @@ def native_budget(
             ("activations of a chunk", (_NATIVE_CHUNK + threads) * row),
             (
                 "attention, piece by piece",
-                pieces * model.heads * (_whole(model.head_dim) * _FLOAT + _NATIVE_QUERY_BYTES),
+                seats * (_whole(model.head_dim) * _FLOAT + _NATIVE_QUERY_BYTES),
             ),
             ("threads and code", _NATIVE_BYTES + threads * _NATIVE_THREAD_BYTES),
         )

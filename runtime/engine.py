@@ -68,7 +68,7 @@ class Traffic:
         return self.weights + self.kv_read + self.kv_write
 
 
-Route = Literal["remote", "local", "degraded"]
+Route = Literal["remote", "local", "fallback", "degraded"]
 
 
 class Engine(Protocol):
@@ -129,7 +129,8 @@ class Engine(Protocol):
 
 
 def route_of(engine: Engine) -> Route | None:
-    """Where the last tokens came from: a paired server ("remote"), this device in its place ("local"), or the server
-    over a link that fails ("degraded"). None of an engine that is all here."""
+    """Where the last tokens came from: a paired server ("remote"), this device in its place ("local"), a smaller model
+    here in its place ("fallback"), or the server over a link that fails ("degraded"). None of an engine that is all
+    here."""
     route: Route | None = getattr(engine, "route", None)
     return route

@@ -7,7 +7,7 @@ Engine protocol and kernels/cpu: it computes nothing itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
@@ -45,6 +45,7 @@ _LANES = 16  # the kernels' rows are whole lanes
 _MOST_HEAD_DIM = 512
 # One native call yields this many tokens or takes about this long: a consumer sees text flow, and can cancel.
 _BATCH_TOKENS, _BATCH_MS = 16, 20.0
+MOST_TOGETHER = 128  # conversations of one extend_together
 
 
 class NativeEngine:
@@ -201,6 +202,31 @@ class NativeEngine:
         with self._settled() as decoder:
             decoder.exchange(other)
             self.length, self.capacity = decoder.length, decoder.capacity
+
+    def extend_together(self, conversations: Sequence[Conversation], inputs: NDArray[np.generic]) -> list[Step | None]:
+        """One row more for each of 1 to MOST_TOGETHER conversations, in one pass over the weights; the one of now is
+        not among them.
+
+        inputs: as those of extend, a row for each. A row's result is bit for bit that of an extend, whatever the others
+        are. It is None where it is not finite: that conversation, and no other, is as it was.
+
+        Raises what extend raises of such rows, ContextError where any is full; then nothing has changed.
+        """
+        rows = np.asarray(inputs)
+        if self._has_embedding:
+            check_tokens(rows, self.model.vocabulary)
+        else:
+            check_states(rows, self.model.hidden)
+        for one in conversations:
+            check_room(1, one.length, one.capacity)
+        rows = np.ascontiguousarray(rows, dtype=np.int32 if self._has_embedding else np.float32)
+        width = self.model.vocabulary if self._has_head else self.model.hidden
+        outs = [np.empty(width, dtype=np.float32) for _ in conversations]
+        tokens, states = (rows, None) if self._has_embedding else (None, rows)
+        with self._settled() as decoder:
+            finite = decoder.extend_together(list(conversations), tokens, states, outs)
+        steps = [Step(logits=out) if self._has_head else Step(hidden=out[None]) for out in outs]
+        return [step if is_finite else None for step, is_finite in zip(steps, finite, strict=True)]
 
     def close(self) -> None:
         """End the threads and free the memory. The package stays open; the engine cannot run any more."""

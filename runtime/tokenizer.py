@@ -155,6 +155,10 @@ class Tokenizer:
         """Whether `token` is one byte whose text depends on the raw bytes around it (byte fallback)."""
         return token in self._byte_ids
 
+    def same_ids(self, other: Tokenizer) -> bool:
+        """Whether both have the same tokens with the same ids."""
+        return bool(self._library.get_vocab(with_added_tokens=True) == other._library.get_vocab(with_added_tokens=True))
+
     def make_probes(self) -> tuple[Probe, ...]:
         """The golden texts and this tokenizer's ids for them."""
         return tuple(Probe(text, tuple(self.encode(text))) for text in _PROBE_TEXTS)

@@ -45,8 +45,7 @@ def answer_of(
 ) -> Answer:
     """The `count` highest of (vocabulary,) logits, at most all; of equal ones the lowest ids, as the sampler has it."""
     best = int(logits.argmax())
-    scores = (logits - logits[best]).astype(np.float64)
-    log_sum = float(logits[best]) + float(np.log(np.exp(scores).sum()))
+    log_sum = float(logits[best]) + float(np.log(np.exp(logits - logits[best]).sum(dtype=np.float64)))
     if count >= logits.size:
         ids = np.arange(logits.size)
     elif count == 1:

@@ -19,11 +19,12 @@ class Ask:
     """What is wanted after some hidden states. logits: how many of the highest, 0 to the vocabulary.
 
     tokens: (n,) int32 whose states they are, where the surprisal of each is wanted; else None, and the server is not
-    told.
+    told. ids: the same always, for a stage on this device that is of another model; None where nobody knows them.
     """
 
     logits: int = 1
     tokens: NDArray[np.int32] | None = None
+    ids: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, eq=False)

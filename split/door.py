@@ -58,40 +58,44 @@ class Door:
             raise LinkError("this address cannot be served", where=f"{host}:{port}", got=problem) from problem
         self._listening.setblocking(False)
         self.host, self.port = self._listening.getsockname()[:2]
-        self._accepting: asyncio.Task[None] | None = None
+        self._pause: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
-        self._accepting = asyncio.get_running_loop().create_task(self._accept())
+        # No task waits in sock_accept: cancelled, it would lose a connection that it has just been given.
+        asyncio.get_running_loop().add_reader(self._listening, self._accept)
 
     async def close(self) -> None:
         """No more come in, and those in their handshake go."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.wait([self._accepting])
-        self._listening.close()
+        if self._listening.fileno() >= 0:  # not again
+            asyncio.get_running_loop().remove_reader(self._listening)
+            self._listening.close()
+        if self._pause is not None:
+            self._pause.cancel()
         for waiting in self._pending:
             _show_out(waiting)
         if self._greetings:
             await asyncio.wait(self._greetings)
 
-    async def _accept(self) -> None:
+    def _accept(self) -> None:
+        """One connection that waits; the others have their turn in between."""
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                accepted, address = await loop.sock_accept(self._listening)
-            except OSError:  # a connection that has gone already, or no more files may be open
-                await asyncio.sleep(_PAUSE_S)
-                continue
-            if self._inside() >= self._limits.connections:
-                accepted.close()
-                continue
-            self._pending[accepted] = address[0]
-            if len(self._pending) > self._limits.pending:
-                self._make_room()
-            greeting = loop.create_task(self._greet(accepted))
-            self._greetings.add(greeting)
-            greeting.add_done_callback(self._greetings.discard)
-            await asyncio.sleep(0)  # accepting may never wait, and the others shall have their turn
+        try:
+            accepted, address = self._listening.accept()
+        except BlockingIOError:  # it has gone already
+            return
+        except OSError:  # or just now, or no more files may be open
+            loop.remove_reader(self._listening)
+            self._pause = loop.call_later(_PAUSE_S, self.open)
+            return
+        if self._inside() >= self._limits.connections:
+            accepted.close()
+            return
+        self._pending[accepted] = address[0]
+        if len(self._pending) > self._limits.pending:
+            self._make_room()
+        greeting = loop.create_task(self._greet(accepted))
+        self._greetings.add(greeting)
+        greeting.add_done_callback(self._greetings.discard)
 
     async def _greet(self, accepted: socket.socket) -> None:
         try:

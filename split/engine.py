@@ -7,7 +7,9 @@ done when it is not, it does not know.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Generator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,20 +24,40 @@ from edgemem.split.coder import Coder
 from edgemem.split.frames import CHUNK_TOKENS
 
 
+class StepTimes(NamedTuple):
+    """What one step of so many tokens took: in front of the split, and from there to the answer, ms. Of that the back
+    stage computed for compute_ms, as it says itself."""
+
+    tokens: int
+    front_ms: float
+    back_ms: float
+    compute_ms: float
+
+
 class SplitEngine:
     """The Engine protocol over all layers of a model; layers [0, split) are `front`'s.
 
-    route: where the last answer came from.
+    route: where the last answer came from. back: as given. times: of the last step; None before the first.
     """
 
     name = "split"
 
-    def __init__(self, model: ModelSpec, front: Engine | None, back: Back, coder: Coder) -> None:
-        """front: None at split 0, where tokens cross as they are. The engine closes front and back."""
+    def __init__(
+        self,
+        model: ModelSpec,
+        front: Engine | None,
+        back: Back,
+        coder: Coder,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """front: None at split 0, where tokens cross as they are. The engine closes front and back. clock: seconds."""
         self.model, self.layers = model, (0, model.layers)
         self.capacity = back.capacity if front is None else min(front.capacity, back.capacity)
         self.length = 0
-        self._front, self._back, self._coder = front, back, coder
+        self.times: StepTimes | None = None
+        self.back = back
+        self._front, self._coder, self._clock = front, coder, clock
         self._split = 0 if front is None else front.layers[1]
         self._row = np.full(model.vocabulary, -np.inf, dtype=np.float32)  # the logits known, -inf for the others
         self._answer: Answer | None = None  # what `_row` holds; None where no logits follow from the slots in use
@@ -44,7 +66,7 @@ class SplitEngine:
 
     @property
     def route(self) -> Route:
-        return self._back.route
+        return self.back.route
 
     def extend(
         self, inputs: NDArray[np.generic], *, surprisal: bool = False, tokens: NDArray[np.int32] | None = None
@@ -70,7 +92,7 @@ class SplitEngine:
         slots = checked_slots(np.asarray(slots), self.length)
         if self._front is not None:
             self._front.keep(slots)
-        self._back.keep(slots)
+        self.back.keep(slots)
         self.length = len(slots)
 
     def truncate(self, length: int) -> None:
@@ -81,10 +103,19 @@ class SplitEngine:
             self._cut(length)
             self._answer = None
 
+    @property
+    def has_logits(self) -> bool:
+        """Whether it is known what follows the slots in use."""
+        return self._answer is not None
+
+    def forget_logits(self) -> None:
+        """As truncate does."""
+        self._answer = None
+
     def state(self) -> KVState:
         """See Engine. Raises EngineError where the cache of the back layers is a server's."""
         self._check_open()
-        back = self._back.state()
+        back = self.back.state()
         logits = None if self._answer is None else self._logits(self.model.vocabulary).copy()
         if self._front is None:
             return KVState(back.keys, back.values, logits)
@@ -102,12 +133,12 @@ class SplitEngine:
             wanted = f"{self.model.layers} layers, at most {self.capacity} slots"
             raise PackageError("the saved memory is not of this engine", got=got, wanted=wanted)
         split = self._split
-        self._back.restore(KVState(state.keys[split:], state.values[split:], logits))
+        self.back.restore(KVState(state.keys[split:], state.values[split:], logits))
         if self._front is not None:
             self._front.restore(KVState(state.keys[:split], state.values[:split], None))
         self.length, self._answer = state.length, None
         if logits is not None:
-            self._take(self._back.logits(self.model.vocabulary))
+            self._take(self.back.logits(self.model.vocabulary))
 
     def traffic(self) -> Traffic:
         """Of the layers that are here for good: those of the front."""
@@ -117,7 +148,7 @@ class SplitEngine:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._back.close()
+            self.back.close()
             if self._front is not None:
                 self._front.close()
 
@@ -143,12 +174,12 @@ class SplitEngine:
             for at in range(0, len(tokens), CHUNK_TOKENS):
                 part = tokens[at : at + CHUNK_TOKENS]
                 last = at + len(part) == len(tokens)
-                answer = self._step(part, Ask(wanted if last else 0, None if scores is None else part))
+                answer = self._step(part, Ask(wanted if last else 0, None if scores is None else part, part))
                 if scores is not None and answer.surprisal is not None:
                     scores[at : at + len(part)] = answer.surprisal
                 self.length += len(part)
         except BaseException:
-            if self._back.length > start:
+            if self.back.length > start:
                 self._answer = None
             self._cut(start)
             raise
@@ -157,14 +188,19 @@ class SplitEngine:
         self._take(answer)
 
     def _step(self, tokens: NDArray[np.int32], ask: Ask) -> Answer:
+        begun_s = self._clock()
         hidden = None if self._front is None else self._front.extend(tokens).hidden
-        return self._back.extend(self._coder.encode(tokens if hidden is None else hidden), len(tokens), ask)
+        crossed_s = self._clock()
+        answer = self.back.extend(self._coder.encode(tokens if hidden is None else hidden), len(tokens), ask)
+        front_ms, back_ms = 1e3 * (crossed_s - begun_s), 1e3 * (self._clock() - crossed_s)
+        self.times = StepTimes(len(tokens), front_ms, back_ms, answer.compute_ms)
+        return answer
 
     def _cut(self, length: int) -> None:
         if self._front is not None and self._front.length > length:
             self._front.truncate(length)
-        if self._back.length > length:
-            self._back.truncate(length)
+        if self.back.length > length:
+            self.back.truncate(length)
         self.length = length
 
     def _logits(self, wanted: int) -> NDArray[np.float32]:
@@ -172,7 +208,7 @@ class SplitEngine:
         if self._answer is None:
             raise EngineError("there are no logits", do="extend first; truncate forgets them")
         if len(self._answer.ids) < min(wanted, self.model.vocabulary):
-            self._take(self._back.logits(wanted))
+            self._take(self.back.logits(wanted))
         return self._row
 
     def _take(self, answer: Answer) -> None:

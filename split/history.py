@@ -22,11 +22,12 @@ _ENTRY_BYTES = 512  # about what an entry takes besides its arrays
 
 @dataclass(frozen=True, eq=False)
 class Extended:
-    """tokens: those whose surprisal was asked for: a stage may compute in other portions then."""
+    """tokens: those whose surprisal was asked for: a stage may compute in other portions then. ids: as Ask has them."""
 
     payload: bytes
     count: int
     tokens: NDArray[np.int32] | None = None
+    ids: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,13 @@ class Place(NamedTuple):
     number: int
 
 
+class Work(NamedTuple):
+    """What a stage that begins anew has to do: operations, and the rows in them."""
+
+    operations: int
+    rows: int
+
+
 BEGINNING = Place(0, 0)
 
 
@@ -68,14 +76,25 @@ class History:
         self._last = 0  # the highest number ever given
         self._epoch, self._compacted_at, self._compacted_bytes = 0, 0, 0
         self.length = self.bytes = 0
+        self._rows = 0  # in all entries
 
     @property
     def place(self) -> Place:
         """That of a stage which has done all."""
         return Place(self._epoch, self._entries[-1].number if self._entries else 0)
 
-    def extend(self, payload: bytes, count: int, tokens: NDArray[np.int32] | None = None) -> None:
-        self._add(Extended(payload, count, tokens), self.length + count)
+    @property
+    def work(self) -> Work:
+        return Work(len(self._entries), self._rows)
+
+    def extend(
+        self,
+        payload: bytes,
+        count: int,
+        tokens: NDArray[np.int32] | None = None,
+        ids: NDArray[np.int32] | None = None,
+    ) -> None:
+        self._add(Extended(payload, count, tokens, ids), self.length + count)
 
     def keep(self, slots: NDArray[np.int64]) -> None:
         """slots: strictly rising, in use."""
@@ -85,7 +104,7 @@ class History:
     def truncate(self, length: int) -> None:
         """What lies wholly beyond `length` is forgotten, unless something else was kept since."""
         while self._entries and (length == 0 or self._last_is_beyond(length)):
-            self.bytes -= _size(self._entries.pop().operation)
+            self._forget(self._entries.pop().operation)
         self.length = self._length_after(len(self._entries))
         if self.length > length:
             self._add(Truncated(length), length)
@@ -113,19 +132,29 @@ class History:
         if self.bytes <= max(self._bound_bytes, 2 * self._compacted_bytes):
             return
         self._compacted_at = self.place.number
-        chunks = list(_chunks(self._held_rows()))
-        self._entries, length = [], 0
-        for number, rows in enumerate(chunks, self._compacted_at - len(chunks) + 1):
+        parts = list(self._held_parts())
+        known = all(operation.ids is not None for operation, _ in parts)
+        ids = list(_chunks(operation.ids[rows] for operation, rows in parts if operation.ids is not None))
+        chunks = list(_chunks(self._coder.decode(part.payload, part.count)[rows] for part, rows in parts))
+        self._entries, length, first = [], 0, self._compacted_at - len(chunks) + 1
+        for place, rows in enumerate(chunks):
             length += len(rows)
-            self._entries.append(_Entry(number, Extended(self._coder.encode(rows), len(rows)), length))
+            extended = Extended(self._coder.encode(rows), len(rows), None, ids[place] if known else None)
+            self._entries.append(_Entry(first + place, extended, length))
         self._epoch += 1
+        self._rows = length
         self.bytes = self._compacted_bytes = sum(_size(entry.operation) for entry in self._entries)
 
     def _add(self, operation: Operation, length: int) -> None:
         self._last += 1
         self._entries.append(_Entry(self._last, operation, length))
         self.bytes += _size(operation)
+        self._rows += operation.count if isinstance(operation, Extended) else 0
         self.length = length
+
+    def _forget(self, operation: Operation) -> None:
+        self.bytes -= _size(operation)
+        self._rows -= operation.count if isinstance(operation, Extended) else 0
 
     def _length_after(self, count: int) -> int:
         """Slots in use after the first `count` entries."""
@@ -138,8 +167,8 @@ class History:
             return self._length_after(len(self._entries) - 1) >= length
         return isinstance(entry.operation, Truncated) and entry.length > length
 
-    def _held_rows(self) -> Iterator[NDArray[Any]]:
-        """The rows in each Extended that are in use still, in the order of the slots."""
+    def _held_parts(self) -> Iterator[tuple[Extended, NDArray[np.int64]]]:
+        """Each Extended of which rows are in use still, and which those are, in the order of the slots."""
         held = np.empty((0, 2), dtype=np.int64)  # of each slot: the entry, and the row in it
         for index, (_, operation, length) in enumerate(self._entries):
             if isinstance(operation, Extended):
@@ -152,8 +181,7 @@ class History:
         for index in np.unique(held[:, 0]):  # slots keep their order, so entries do
             operation = self._entries[index].operation
             if isinstance(operation, Extended):
-                rows = held[held[:, 0] == index, 1]
-                yield self._coder.decode(operation.payload, operation.count)[rows]
+                yield operation, held[held[:, 0] == index, 1]
 
 
 def _chunks(parts: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
@@ -175,5 +203,6 @@ def _chunks(parts: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
 
 def _size(operation: Operation) -> int:
     if isinstance(operation, Extended):
-        return _ENTRY_BYTES + len(operation.payload) + (0 if operation.tokens is None else operation.tokens.nbytes)
+        known = sum(0 if part is None else part.nbytes for part in (operation.tokens, operation.ids))
+        return _ENTRY_BYTES + len(operation.payload) + known
     return _ENTRY_BYTES + (operation.slots.nbytes if isinstance(operation, Kept) else 0)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from edgemem.runtime.errors import FileError
+from edgemem.runtime.private_files import one_writer, read_private, write_private
 from edgemem.split.extra import adapter
 from edgemem.split.peers import fingerprint
-from edgemem.split.private_files import one_writer, read_private, write_private
 
 Role = Literal["server", "device"]
 SERVER_NAME = "server.edgemem"  # in every server's certificate: what tells servers apart is the pin

@@ -1,7 +1,7 @@
 """The device's end of a session: one connection to a paired server, asked and answered in turn.
 
-A background thread runs the wire; its user just calls. A link that failed is closed and stays so: to come back over a
-new one, with the same session, is for its user.
+A background thread runs the wire; its user just calls, and any thread may close. A link that failed is closed and stays
+so: to come back over a new one, with the same session, is for its user.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ _T = TypeVar("_T")
 class Link:
     """welcome: what the server said to Hello. closed: whether it is over."""
 
-    def __init__(self, server: Server) -> None:
-        """For `open`."""
-        self._server = server
+    def __init__(self, server: Server, identity: Identity | None) -> None:
+        """identity: this device's; None for a server without a certificate. Nothing is sent before `greet`."""
+        self._server, self._identity = server, identity
+        self._lock = threading.Lock()  # of closed: what was begun before is ended by `close`
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="edgemem-link", daemon=True)
         self._thread.start()
@@ -45,26 +46,29 @@ class Link:
 
     @classmethod
     def open(cls, server: Server, hello: Hello, *, identity: Identity | None, timeout_s: float) -> Link:
-        """Connect, and begin or go on with a session. identity: None for a server without a certificate.
+        """A link that has greeted; raises as `greet` does."""
+        link = cls(server, identity)
+        link.greet(hello, deadline_s=timeout_s)
+        return link
+
+    def greet(self, hello: Hello, *, deadline_s: float) -> Welcome:
+        """Connect, and begin or go on with a session; once, and before all else.
 
         Raises LinkError where the server cannot be reached in time, is not the one that was paired, or refuses, with
-        both sides' values; ProtocolError where what it says breaks the rules.
+        both sides' values; ProtocolError where what it says breaks the rules. The link is closed then.
         """
-        link = cls(server)
         try:
-            link.welcome = link._run(link._greet(hello, identity), timeout_s)
+            self.welcome = self._run(self._greeted(hello), deadline_s)
         except BaseException:
-            link.close()
+            self.close()
             raise
-        return link
+        return self.welcome
 
     def call(self, message: Message, *, deadline_s: float) -> Message:
         """The reply to one message, which may be Failed. Raises LinkError where none comes in time, ProtocolError where
         the server says that a rule was broken, or breaks one; the link is closed then."""
-        if self.closed:
-            raise LinkError("the link is closed", where=self._server.name)
         try:
-            reply = self._run(self._exchange(self._stream, message), deadline_s)
+            reply = self._run(self._exchange(message), deadline_s)
             if isinstance(reply, Failed) and reply.code == "protocol":
                 raise ProtocolError("the server says that a rule was broken", where=self._server.name, got=reply.text)
         except BaseException:
@@ -83,22 +87,29 @@ class Link:
         return (time.perf_counter() - begin) * 1e3
 
     def close(self) -> None:
-        """Hang up; the server keeps the session for a while. Again, it does nothing."""
-        if self.closed:
-            return
-        self.closed = True
+        """Hang up; the server keeps the session for a while. What another thread waits for fails at once. Again, it
+        does nothing."""
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
         asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def _run(self, work: Coroutine[Any, Any, _T], timeout_s: float) -> _T:
+        with self._lock:
+            if self.closed:
+                work.close()
+                raise LinkError("the link is closed", where=self._server.name)
+            running = asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, timeout_s), self._loop)
         with _as_link_errors(self._server, timeout_s):
-            return asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, timeout_s), self._loop).result()
+            return running.result()
 
-    async def _greet(self, hello: Hello, identity: Identity | None) -> Welcome:
-        self._stream = await self._connect(identity)
-        answer = await self._first_answer(self._stream, hello)
+    async def _greeted(self, hello: Hello) -> Welcome:
+        self._stream = await self._connect()
+        answer = await self._first_answer(hello)
         if isinstance(answer, Refused):
             raise LinkError(f"the server refuses: {answer.text}", where=self._server.name)
         if isinstance(answer, Failed):
@@ -107,11 +118,11 @@ class Link:
             raise ProtocolError("an answer to Hello that is none", got=type(answer).__name__)
         return answer
 
-    async def _first_answer(self, stream: FrameStream, hello: Hello) -> Message:
+    async def _first_answer(self, hello: Hello) -> Message:
         try:
-            await stream.send(encode(hello))
-            await stream.greeted()
-            return await self._next(stream)
+            await self._stream.send(encode(hello))
+            await self._stream.greeted()
+            return await self._next()
         except ProtocolError:
             raise
         except LinkError as problem:  # TLS 1.3 lets a client begin before the server has looked at its certificate
@@ -122,12 +133,12 @@ class Link:
                 do="if this device was forgotten there, pair again",
             ) from problem
 
-    async def _connect(self, identity: Identity | None) -> FrameStream:
+    async def _connect(self) -> FrameStream:
         context = name = None
         if self._server.certificate is not None:
-            if identity is None:
+            if self._identity is None:
                 raise SettingsError("a paired server is asked by a paired device", where=self._server.name)
-            context, name = device_context(identity, self._server.certificate), SERVER_NAME
+            context, name = device_context(self._identity, self._server.certificate), SERVER_NAME
         _, self._connection = await self._loop.create_connection(
             adapter("grpc_stream").ClientConnection,
             self._server.host,
@@ -137,12 +148,12 @@ class Link:
         )
         return await self._connection.talk(SERVER_NAME)
 
-    async def _exchange(self, stream: FrameStream, message: Message) -> Message:
-        await stream.send(encode(message))
-        return await self._next(stream)
+    async def _exchange(self, message: Message) -> Message:
+        await self._stream.send(encode(message))
+        return await self._next()
 
-    async def _next(self, stream: FrameStream) -> Message:
-        frame = await stream.receive()
+    async def _next(self) -> Message:
+        frame = await self._stream.receive()
         if frame is None:
             raise LinkError("the server has ended the session's link", where=self._server.name)
         return decode(frame)
@@ -175,4 +186,5 @@ def _as_link_errors(server: Server, timeout_s: float) -> Iterator[None]:
         raise LinkError("the server does not answer in time", where=where, wanted=f"{timeout_s:.3g} s") from problem
     except OSError as problem:  # as ssl.SSLError is
         got = str(problem) or "it hung up"  # asyncio does so without a word
-        raise LinkError("the server cannot be reached", where=where, got=got) from problem
+        do = "see that `edgemem split serve` runs there, and that its port can be reached"
+        raise LinkError("the server cannot be reached", where=where, got=got, do=do) from problem

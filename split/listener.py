@@ -102,7 +102,6 @@ class Listener:
         self._inside: set[ServerConnection] = set()
         self._talking: dict[Caller, FrameStream] = {}
         self._draining = False
-        self._over = asyncio.Event()
 
     async def start(self) -> None:
         """Open the door. Raises LinkError where the address cannot be had."""
@@ -119,16 +118,6 @@ class Listener:
         self.port = self._door.port
         self._door.open()
 
-    async def serve(self) -> None:
-        """Start, and return when it was drained."""
-        if self._door is None:
-            await self.start()
-        await self._over.wait()
-
-    @property
-    def connections(self) -> int:
-        return len(self._inside)
-
     async def drain(self, grace_s: float) -> None:
         """Let nobody in, finish the operations under way for at most `grace_s`, and close."""
         self._draining = True
@@ -142,7 +131,6 @@ class Listener:
             await asyncio.wait(ends, timeout=grace_s)
         for connection in list(self._inside):
             await connection.abandon()
-        self._over.set()
 
     async def _talk(self, stream: FrameStream, certificate: bytes | None) -> None:
         try:

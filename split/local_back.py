@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemem.runtime.engine import Engine, KVState
+from edgemem.runtime.engine import Engine, KVState, Route
 from edgemem.runtime.errors import EngineError
 from edgemem.split.answering import answer_of, extend_back
 from edgemem.split.back import Answer, Ask
@@ -18,7 +18,7 @@ from edgemem.split.coder import Coder
 class LocalBack:
     """The Back protocol over an engine of layers [split, L), which it closes."""
 
-    route = "local"
+    route: Route = "local"
 
     def __init__(self, engine: Engine, coder: Coder, *, clock: Callable[[], float] = time.perf_counter) -> None:
         """clock: seconds."""

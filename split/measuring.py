@@ -49,16 +49,24 @@ class WireTimes:
     compute_ms: float
 
 
-def measure_wire(wire: Wire, codec: Codec, *, clock: Callable[[], float] = time.perf_counter) -> WireTimes:
-    """Of a session that is new, at a split from 1, with this codec. clock: seconds.
+def measure_wire(
+    wire: Wire,
+    codec: Codec,
+    *,
+    asked: int = _ASKED,
+    longest: int = CHUNK_TOKENS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> WireTimes:
+    """Of a session that is new, at a split from 1, with this codec. asked: single tokens. longest: chunk, in tokens.
+    clock: seconds.
 
     Only what a token really does is timed: states sent and answered, less what the server says it computed. The rate is
     that by which a chunk takes longer than one token, of longer chunks until it takes long enough; the round trip is
     what is left of one token, and has in it what both ends do to a message. Raises what Wire.call raises.
     """
-    talk, most = _Talk(wire, codec, clock), min(CHUNK_TOKENS, wire.welcome.chunk, wire.welcome.capacity)
+    talk, most = _Talk(wire, codec, clock), min(longest, wire.welcome.chunk, wire.welcome.capacity)
     talk.extend(1)
-    single = [talk.extend(1) for _ in range(_ASKED)]
+    single = [talk.extend(1) for _ in range(asked)]
     least_ms = min(one.wire_ms for one in single)
     count, rate, longer_ms = 1, _FASTEST, 0.0
     while count < most and longer_ms < _LONG_ENOUGH_MS:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from edgemem.runtime.errors import LinkError, SettingsError
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
@@ -31,6 +32,10 @@ class Metrics:
             "edgemem_split_compute_seconds", "From its turn to the reply", buckets=_SECONDS, registry=registry
         )
 
+        self._batch = Histogram(
+            "edgemem_split_batch_rows", "Sessions' rows of one pass", buckets=_ROWS, registry=registry
+        )
+
     def holds(self, sessions: int, bytes_held: int) -> None:
         self._sessions.set(sessions)
         self._bytes.set(bytes_held)
@@ -43,6 +48,10 @@ class Metrics:
         self._tokens.inc(tokens)
         self._waited.observe(waited_s)
         self._took.observe(took_s)
+
+    def computed_together(self, rows: int) -> None:
+        """Single rows of as many sessions, in one pass over the weights."""
+        self._batch.observe(rows)
 
     def text(self) -> str:
         """All of it, as /metrics gives it."""

@@ -17,8 +17,8 @@ from typing import Any, Generic, TypeVar
 import yaml
 
 from edgemem.runtime.errors import FileError, SettingsError, shown
+from edgemem.runtime.private_files import one_writer, read_private, write_private
 from edgemem.runtime.strict_yaml import parse_yaml
-from edgemem.split.private_files import one_writer, read_private, write_private
 
 FORMAT = 1
 CERTIFICATE_BYTES = 4096

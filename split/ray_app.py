@@ -7,7 +7,9 @@ there are says how many replicas. A session whose replica is gone begins anew on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +21,7 @@ from edgemem.split.frames import Hello, Message, Refused, Welcome, decode, encod
 from edgemem.split.listener import Caller, failed_reply
 from edgemem.split.peers import Device
 from edgemem.split.server import BackServer, ServerSettings
-from edgemem.split.stage_pool import StagePool
+from edgemem.split.stage_pool import open_pools
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
@@ -60,7 +62,7 @@ class BackReplica:
     ) -> None:
         """terms: the model's hash and edgemem's version."""
         self._package = Package.open(path)
-        pools = {split: StagePool(self._package, split, capacity=server.slots, threads=threads) for split in splits}
+        pools = open_pools(self._package, splits, capacity=server.slots, threads=threads)
         self._server = BackServer(pools, model_hash=terms[0], version=terms[1], settings=server)
 
     async def open_session(self, frame: bytes, device: Device) -> bytes:
@@ -118,7 +120,8 @@ class Fleet:
             ),
         )
         app = deployment.bind(str(path), tuple(splits), (model_hash, version), server, settings.threads)
-        self._handle = serve.run(app, name=_NAME, route_prefix=None)
+        with _without_sigterm():
+            self._handle = serve.run(app, name=_NAME, route_prefix=None)
 
     async def open_session(self, hello: Hello, device: Device) -> Welcome | Refused:
         reply = decode(await self._asked(hello.session, "open_session", encode(hello), device))
@@ -145,6 +148,17 @@ class Fleet:
     def close(self) -> None:
         """Take the replicas down; Ray itself goes on."""
         _ray_serve()[0].delete(_NAME)
+
+
+@contextmanager
+def _without_sigterm() -> Iterator[None]:
+    """What is started meanwhile takes no SIGTERM, as Ray sees to for SIGINT: one for the whole process group is for us,
+    who then let it finish what is under way; without it, to end it would be waited for in vain."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ray_serve() -> tuple[Any, Any]:

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from edgemem.runtime.engine import KVState, Route
 from edgemem.runtime.errors import BudgetError, EdgememError, EngineError, LinkError
-from edgemem.split.back import Answer, Ask
+from edgemem.split.back import Answer, Ask, Back
 from edgemem.split.history import BEGINNING, Extended, History, Kept, Operation, Place
-from edgemem.split.local_back import LocalBack
 from edgemem.split.remote_session import RemoteSession
 from edgemem.split.switching import Event, Switch, SwitchSettings
 
 # What ends a server's part in an operation that another stage may do all the same.
 _FAILURES = (LinkError, EngineError, BudgetError)
 _MOMENT_S = 1e-3
+_GOODBYE_S = 0.1  # a probe that is answered by then leaves a link to say goodbye over
 
 
 class RemoteBack:
@@ -31,7 +31,7 @@ class RemoteBack:
     answers.
 
     keep and truncate are remembered, and done with the next extend: they cannot fail.
-    problem: why the server does not answer; None where it does.
+    problem: why the server does not answer, or no answer of its counts as good yet; None where it does.
     """
 
     def __init__(
@@ -40,12 +40,13 @@ class RemoteBack:
         history: History,
         *,
         capacity: int,
-        local: LocalBack | None = None,
+        local: Back | None = None,
         settings: SwitchSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """history: empty. local: the same layers here, which close with it. clock: seconds."""
+        """history: empty. local: the same layers here, or a smaller model in their place; it closes with this. clock:
+        seconds."""
         self.capacity = capacity
         self.problem: EdgememError | None = None
         self._session, self._history, self._local = session, history, local
@@ -63,7 +64,8 @@ class RemoteBack:
 
     @property
     def route(self) -> Route:
-        return self._switch.route
+        switch = self._switch
+        return switch.route if self._local is None or not switch.here else self._local.route
 
     def sync(self) -> None:
         """Bring the server to the present, now. Raises LinkError, or the server's own error, where that cannot be;
@@ -82,7 +84,7 @@ class RemoteBack:
         settings, start = self._settings, self._history.length
         try:
             with self._lock:
-                self._history.extend(payload, count, ask.tokens)
+                self._history.extend(payload, count, ask.tokens, ask.ids)
             answer = self._answer(ask.logits, settings.deadline_s if count == 1 else settings.prompt_deadline_s)
         except BaseException:
             self.truncate(start)
@@ -120,6 +122,7 @@ class RemoteBack:
         """
         try:
             if self._switch.here:
+                self._session.connect(deadline_s=self._settings.connect_s)
                 self._session.ping(deadline_s=self._settings.deadline_s)
                 self._note("probed")
                 if self._switch.mode == "returning":
@@ -135,10 +138,18 @@ class RemoteBack:
         self._probing = threading.Thread(target=self._probe_on, name="edgemem-probe", daemon=True)
         self._probing.start()
 
+    def interrupt(self) -> None:
+        """From another thread, before `close`: what waits for the server fails, and is not tried again."""
+        self._closing.set()
+        self._session.interrupt()
+
     def close(self) -> None:
         self._closing.set()
         if self._probing is not None:
-            self._probing.join()
+            self._probing.join(_GOODBYE_S)
+            if self._probing.is_alive():
+                self._session.interrupt()
+                self._probing.join()
         self._session.close()
         if self._local is not None:
             self._local.close()
@@ -163,7 +174,7 @@ class RemoteBack:
                     raise
                 self._note("lost")
                 if not self._switch.here:
-                    if self._switch.given_up(self._clock(), self._settings):
+                    if self._closing.is_set() or self._switch.given_up(self._clock(), self._settings):
                         raise
                     self._sleep(max(0.0, self._switch.due - self._clock()))
             else:
@@ -180,7 +191,9 @@ class RemoteBack:
 
         left: seconds that the next message to the server may take.
         """
-        session, answer = self._session, self._session.settle(deadline_s=left())
+        session = self._session
+        session.connect(deadline_s=min(self._settings.connect_s, left()))
+        answer = session.settle(deadline_s=left())
         while True:
             with self._lock:
                 step, present = self._history.next_after(session.place, session.length), self._history.place
@@ -189,7 +202,7 @@ class RemoteBack:
                     return answer
             answer = session.do(*step, logits if step[1] == present else 0, deadline_s=left())
 
-    def _follow_here(self, local: LocalBack, logits: int) -> Answer | None:
+    def _follow_here(self, local: Back, logits: int) -> Answer | None:
         """The same in the local back stage."""
         answer = None
         while True:
@@ -200,7 +213,7 @@ class RemoteBack:
                 answer = _do_here(local, step[0], logits if step[1] == present else 0)
                 self._local_place = step[1]
 
-    def _warm_up(self, local: LocalBack) -> None:
+    def _warm_up(self, local: Back) -> None:
         """All but the last, for whose answer somebody may be waiting."""
         while not self._closing.is_set():
             with self._local_lock:
@@ -210,7 +223,7 @@ class RemoteBack:
                 _do_here(local, step[0], 0)
                 self._local_place = step[1]
 
-    def _next_here(self, local: LocalBack) -> tuple[tuple[Operation, Place] | None, Place]:
+    def _next_here(self, local: Back) -> tuple[tuple[Operation, Place] | None, Place]:
         with self._lock:
             return self._history.next_after(self._local_place, local.length), self._history.place
 
@@ -219,14 +232,18 @@ class RemoteBack:
             self._switch = self._after(event)
 
     def _after(self, event: Event) -> Switch:
-        if event in ("answered", "late", "current"):
+        switch = self._switch.after(event, self._clock(), self._settings, local=self._local is not None)
+        if switch.mode == "remote":
             self.problem = None
-        return self._switch.after(event, self._clock(), self._settings, local=self._local is not None)
+        elif event == "late":
+            deadline_s = self._settings.deadline_s
+            self.problem = LinkError("the server's answer came late", wanted=f"{deadline_s:.3g} s for a token")
+        return switch
 
 
-def _do_here(local: LocalBack, operation: Operation, logits: int) -> Answer | None:
+def _do_here(local: Back, operation: Operation, logits: int) -> Answer | None:
     if isinstance(operation, Extended):
-        return local.extend(operation.payload, operation.count, Ask(logits, operation.tokens))
+        return local.extend(operation.payload, operation.count, Ask(logits, operation.tokens, operation.ids))
     if isinstance(operation, Kept):
         local.keep(operation.slots)
     else:

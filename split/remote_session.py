@@ -48,9 +48,12 @@ _BYE_S = 2.0
 
 
 class Wire(Protocol):
-    """A link that stands; Link is one. call and ping raise LinkError once it does not."""
+    """A link that is to greet first; Link is one. Each raises LinkError where there is no answer in time, or once the
+    link was closed, which another thread may do meanwhile. welcome: as greet gave it."""
 
     welcome: Welcome
+
+    def greet(self, hello: Hello, *, deadline_s: float) -> Welcome: ...
 
     def call(self, message: Message, *, deadline_s: float) -> Message: ...
 
@@ -59,7 +62,7 @@ class Wire(Protocol):
     def close(self) -> None: ...
 
 
-Dial = Callable[[Hello], Wire]  # raises LinkError
+Dial = Callable[[], Wire]  # one that has not greeted
 
 
 class _Sent(NamedTuple):
@@ -78,20 +81,27 @@ class RemoteSession:
         self._dial, self._hello, self._vocabulary = dial, replace(hello, session=_new_session()), vocabulary
         self._wire: Wire | None = None
         self._sent: _Sent | None = None
+        self._over = False
         self._begin()
 
-    def connect(self) -> None:
+    def connect(self, *, deadline_s: float) -> None:
         """See to it that there is a link, and that both sides agree where they are.
 
         A server that knows nothing of the session is at its beginning. Raises LinkError.
         """
-        if self._wire is None:
-            self._wire = self._dial(self._hello)
-            self._agree(self._wire.welcome)
+        if self._wire is not None:
+            return
+        self._wire = wire = self._dial()
+        try:
+            if self._over:  # looked at only now: `interrupt` sees either the link or that there is none to come
+                raise LinkError("the session is over")
+            self._agree(wire.greet(self._hello, deadline_s=deadline_s))
+        except BaseException:
+            self.hang_up()
+            raise
 
     def ping(self, *, deadline_s: float) -> None:
-        """Raises LinkError where no answer comes in time."""
-        self.connect()
+        """Over the link that there is. Raises LinkError where no answer comes in time."""
         with self._linked() as wire:
             wire.ping(deadline_s=deadline_s)
 
@@ -100,7 +110,6 @@ class RemoteSession:
 
         Raises as `do` does.
         """
-        self.connect()
         return None if self._sent is None else self._exchange(self._sent, deadline_s)
 
     def do(self, operation: Operation, place: Place, logits: int, *, deadline_s: float) -> Answer | None:
@@ -132,6 +141,12 @@ class RemoteSession:
             self._wire.close()
             self._wire = None
 
+    def interrupt(self) -> None:
+        """From another thread: what the session waits for fails at once, and no link comes any more."""
+        self._over = True
+        if (wire := self._wire) is not None:
+            wire.close()
+
     def close(self) -> None:
         """Tell the server that it may forget the session, if it can be told."""
         if self._wire is not None:
@@ -141,7 +156,6 @@ class RemoteSession:
 
     def _agree(self, welcome: Welcome) -> None:
         if welcome.capacity < self._hello.capacity:
-            self.hang_up()
             got, wanted = f"{welcome.capacity} slots", f"{self._hello.capacity} slots"
             raise ProtocolError("the server gives the session fewer slots", got=got, wanted=wanted)
         known = {self._op: self.length}
@@ -150,7 +164,6 @@ class RemoteSession:
         if welcome.op == 0:
             self._begin()
         elif known.get(welcome.op) != welcome.length:
-            self.hang_up()
             self._begin()
             self._hello = replace(self._hello, session=_new_session())
             raise LinkError("the server holds another state of this session", do="it is sent again, as a new one")

@@ -1,7 +1,7 @@
 """BackServer: who may have a session here, and whose operation is computed next.
 
-One thread computes. A session has one operation under way at most and no operation is more than a chunk of a prompt, so
-that first come, first served is also fair. It knows no transport: Listener calls it.
+One thread computes: see Batching. A session has one operation under way at most and no operation is more than a chunk
+of a prompt, so that first come, first served is also fair. It knows no transport: Listener calls it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from edgemem.runtime.errors import BudgetError, ProtocolError, SettingsError
+from edgemem.runtime.native_engine import MOST_TOGETHER
+from edgemem.split.batching import Batching
 from edgemem.split.codec import CodecSettings
 from edgemem.split.coder import coder_of
 from edgemem.split.frames import CHUNK_TOKENS, Bye, Done, Extend, Hello, Message, Refused, Welcome
@@ -24,13 +24,13 @@ from edgemem.split.server_session import ServerSession
 from edgemem.split.stage_pool import StagePool
 from edgemem.split.terms import Terms, refusal
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class ServerSettings:
     """sessions: at most so many at once. slots: of one session at most. bytes: of all their memories together.
     idle_s: a session that asked for nothing for so long is freed; its device begins it anew when it comes back.
+    batch: steps of as many sessions that wait at once go through the layers together. What each session gets does not
+    depend on it.
 
     Raises SettingsError for a value out of range.
     """
@@ -39,12 +39,16 @@ class ServerSettings:
     slots: int = 4096
     bytes: int = 4 << 30
     idle_s: float = 600.0
+    batch: int = 8
 
     def __post_init__(self) -> None:
         for name in ("sessions", "slots", "bytes"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise SettingsError(f"the server's {name} are out of range", got=repr(value), wanted="at least 1")
+        if type(self.batch) is not int or not 1 <= self.batch <= MOST_TOGETHER:
+            wanted = f"1 to {MOST_TOGETHER}"
+            raise SettingsError("the server's batch is out of range", got=repr(self.batch), wanted=wanted)
         if not 0 < self.idle_s < float("inf"):
             raise SettingsError("the server's idle_s is out of range", got=self.idle_s, wanted="a number over 0")
 
@@ -78,7 +82,7 @@ class BackServer:
         self._terms = Terms(version, model_hash, frozenset(pools), layers, self.settings.slots)
         self._held: dict[Caller, _Held] = {}
         self._opening = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, "edgemem-back")
+        self._batching = Batching(self.settings.batch, self.metrics, clock=clock)
 
     @property
     def sessions(self) -> int:
@@ -103,11 +107,12 @@ class BackServer:
             if isinstance(message, Bye):
                 self._free(caller)
                 return Done(held.session.op, 0)
-            reply, waited_s, took_s = await self._computed(self._timed(held.session, message))
+            pool = self._pools[held.hello.split]
+            done = await asyncio.wrap_future(self._batching.operate(pool, held.session, message))
             held.asked_s = self._clock()
             tokens = message.count if isinstance(message, Extend) else 0
-            self.metrics.done(type(message).__name__.lower(), tokens, waited_s, took_s)
-            return reply
+            self.metrics.done(type(message).__name__.lower(), tokens, done.waited_s, done.took_s)
+            return done.reply
 
     def sweep(self) -> int:
         """Free what asked for nothing for idle_s; how many those were. To be called now and then."""
@@ -120,7 +125,7 @@ class BackServer:
 
     def close(self) -> None:
         """After the operation that may be under way."""
-        self._thread.shutdown(wait=True)
+        self._batching.close()
         self._held.clear()
         for pool in self._pools.values():
             pool.close()
@@ -149,7 +154,8 @@ class BackServer:
         except SettingsError as problem:
             return Refused("codec", f"the server cannot read what the device sends\n{problem}")
         try:
-            session = await self._computed(lambda: ServerSession(pool, coder, hello.capacity))
+            beginning = self._batching.run(lambda: ServerSession(pool, coder, hello.capacity))
+            session = await asyncio.wrap_future(beginning)
         except BudgetError as problem:
             return Refused("busy", f"the server has no memory for a session\n{problem}")
         self._held[caller] = _Held(session, hello, pool.slots_bytes(hello.capacity), self._clock())
@@ -170,20 +176,6 @@ class BackServer:
 
     def _welcome(self, session: ServerSession) -> Welcome:
         return Welcome(session.op, session.length, session.capacity, CHUNK_TOKENS, self._version)
-
-    def _timed(self, session: ServerSession, message: Message) -> Callable[[], tuple[Message, float, float]]:
-        """The work of an operation: its reply, and the seconds from now to its turn and from there to the reply."""
-        asked_s = self._clock()
-
-        def work() -> tuple[Message, float, float]:
-            began_s = self._clock()
-            reply = session.do(message)
-            return reply, began_s - asked_s, self._clock() - began_s
-
-        return work
-
-    async def _computed(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _free(self, caller: Caller) -> None:
         self._held.pop(caller, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ Changing = Extend | Keep | Truncate
 
 
 class ServerSession:
-    """op: of the last operation done, 0 before the first. Used by the pool's one thread."""
+    """op: of the last operation done, 0 before the first. conversation: its slots. Used by the pool's one thread."""
 
     def __init__(
         self, pool: StagePool, coder: Coder, capacity: int, *, clock: Callable[[], float] = time.perf_counter
@@ -32,14 +32,14 @@ class ServerSession:
         self.op = 0
         self.capacity = capacity
         self._pool, self._coder, self._clock = pool, coder, clock
-        self._conversation: Conversation = pool.conversation(capacity)
+        self.conversation: Conversation = pool.conversation(capacity)
         self._reply: Message = Done(0, 0)
         self._logits: NDArray[np.float32] | None = None
 
     @property
     def length(self) -> int:
         """Slots in use."""
-        return self._conversation.length
+        return self.conversation.length
 
     def do(self, message: Message) -> Message:
         """The reply; that of the last operation again, if this is the same one.
@@ -57,8 +57,23 @@ class ServerSession:
             raise ProtocolError(
                 "an operation out of order", got=message.op, wanted=f"{self.op} again, or {self.op + 1}"
             )
-        reply = self._done(message)
-        self.op, self._reply = message.op, reply
+        return self._replied(message.op, self._done(message))
+
+    def row(self, message: Extend) -> NDArray[Any] | None:
+        """What the layers are to take of an Extend of one row, before `stepped`; None where `do` would refuse it, or
+        has done it. Raises ProtocolError for a payload that holds no row."""
+        if message.op != self.op + 1 or message.start != self.length or self.length == self.capacity:
+            return None
+        return self._coder.decode(message.payload, 1)
+
+    def stepped(self, message: Extend, logits: NDArray[np.float32], compute_ms: float) -> Message:
+        """The reply when the conversation has taken the row. logits: (vocabulary,) behind it."""
+        self._logits = logits
+        answer = answer_of(logits, message.logits, compute_ms=compute_ms)
+        return self._replied(message.op, self._answered(message.op, answer))
+
+    def _replied(self, op: int, reply: Message) -> Message:
+        self.op, self._reply = op, reply
         return reply
 
     def _done(self, message: Changing) -> Message:
@@ -66,12 +81,12 @@ class ServerSession:
             if message.start != self.length:
                 raise ProtocolError("the two sides hold different slots", got=message.start, wanted=self.length)
             ask = Ask(message.logits, message.tokens)
-            with self._pool.taking_up(self._conversation) as engine:
+            with self._pool.taking_up(self.conversation) as engine:
                 answer, self._logits = extend_back(
                     engine, self._coder, message.payload, message.count, ask, clock=self._clock
                 )
             return self._answered(message.op, answer)
-        with self._pool.taking_up(self._conversation) as engine:
+        with self._pool.taking_up(self.conversation) as engine:
             if isinstance(message, Keep):
                 engine.keep(slots_of(message.ranges, engine.length))
             else:

@@ -73,13 +73,18 @@ class ShapingProxy:
         self._target = target
         self._resets: dict[asyncio.Task[None], asyncio.Event] = {}
         self._server: asyncio.Server
+        self._loop: asyncio.AbstractEventLoop
 
     async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._server = await asyncio.start_server(self._accept, _HOST, 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
     def cut(self) -> None:
-        """Reset all connections of now."""
+        """Reset all connections of now. From any thread."""
+        self._loop.call_soon_threadsafe(self._reset_all)
+
+    def _reset_all(self) -> None:
         for reset in self._resets.values():
             reset.set()
 

@@ -5,10 +5,13 @@ Whoever uses it does so from one thread. It knows slots and bytes, not sessions 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from edgemem.runtime.budget import Budget, native_budget
+from edgemem.runtime.engine_inputs import layer_range
+from edgemem.runtime.machine import available_memory, usable_cores
 from edgemem.runtime.native_engine import NativeEngine
 from edgemem.runtime.package import Package
 
@@ -45,3 +48,23 @@ class StagePool:
 
     def close(self) -> None:
         self.engine.close()
+
+
+def open_pools(
+    package: Package, splits: Collection[int], *, capacity: int, threads: int | None = None
+) -> dict[int, StagePool]:
+    """A pool for each split, with weights of its own. Raises what StagePool raises, BudgetError also where there is too
+    little memory for all of them together; then none is open."""
+    lines: list[tuple[str, int]] = []
+    for split in splits:
+        layers = layer_range((split, package.model.layers), package)
+        budget = native_budget(package, capacity, layers, threads or usable_cores())
+        lines += [(f"{name}, from {split}", size) for name, size in budget.lines]
+    Budget(tuple(lines)).check(available_memory())
+    with ExitStack() as opened:
+        pools = {}
+        for split in splits:
+            pools[split] = StagePool(package, split, capacity=capacity, threads=threads)
+            opened.callback(pools[split].close)
+        opened.pop_all()
+    return pools

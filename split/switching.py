@@ -23,6 +23,7 @@ Event = Literal["answered", "late", "lost", "probed", "missed", "current"]
 @dataclass(frozen=True)
 class SwitchSettings:
     """deadline_s: for the answer to one token, and for a probe. prompt_deadline_s: for that to a chunk of a prompt.
+    connect_s: for a new link, if the answer that wants it is not due earlier.
     probe_s: between probes. good_probes: in a row, before the work returns. warm: the local back stage does what the
     server did, a moment later, so that it can go on at once; else it does so when it is needed, which saves energy.
 
@@ -33,6 +34,7 @@ class SwitchSettings:
 
     deadline_s: float = 2.0
     prompt_deadline_s: float = 20.0
+    connect_s: float = 10.0
     probe_s: float = 1.0
     good_probes: int = 3
     warm: bool = False

@@ -42,7 +42,10 @@ class FaultyServer:
         self.sessions: dict[bytes, _Session] = {}
         self.down, self.calls, self.done = False, 0, 0
 
-    def dial(self, hello: Hello) -> FaultyLink:
+    def dial(self) -> FaultyLink:
+        return FaultyLink(self)
+
+    def greet(self, hello: Hello) -> Welcome:
         if self.down:
             raise LinkError("the server cannot be reached")
         hello_read = decode(encode(hello))
@@ -50,9 +53,7 @@ class FaultyServer:
         if hello_read.session not in self.sessions:
             self.sessions[hello_read.session] = _Session(self._open_back())
         session = self.sessions[hello_read.session]
-        return FaultyLink(
-            self, hello_read.session, Welcome(session.op, session.back.length, hello_read.capacity, CHUNK_TOKENS, "0")
-        )
+        return Welcome(session.op, session.back.length, hello_read.capacity, CHUNK_TOKENS, "0")
 
     def forget(self) -> None:
         for session in self.sessions.values():
@@ -77,9 +78,14 @@ class FaultyServer:
 
 
 class FaultyLink:
-    def __init__(self, server: FaultyServer, session: bytes, welcome: Welcome) -> None:
-        self._server, self._session, self.welcome, self._closed = server, session, welcome, False
+    def __init__(self, server: FaultyServer) -> None:
+        self._server, self._closed = server, False
         self._earlier: Message = Done(0, 0)
+
+    def greet(self, hello: Hello, *, deadline_s: float) -> Welcome:
+        assert deadline_s > 0
+        self._session, self.welcome = hello.session, self._server.greet(hello)
+        return self.welcome
 
     def call(self, message: Message, *, deadline_s: float) -> Message:
         assert deadline_s > 0

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from faulty_link import FaultyServer
 from numpy.typing import NDArray
+from split_servers import hello
 
 from edgemem.runtime.engine import Engine
 from edgemem.runtime.native_engine import NativeEngine
@@ -17,11 +17,11 @@ from edgemem.split.back import Back
 from edgemem.split.codec import CodecSettings
 from edgemem.split.coder import coder_of
 from edgemem.split.engine import SplitEngine
-from edgemem.split.frames import PROTOCOL, SESSION_BYTES, Hello
+from edgemem.split.frames import SESSION_BYTES
 from edgemem.split.history import History
 from edgemem.split.local_back import LocalBack
 from edgemem.split.remote_back import RemoteBack
-from edgemem.split.remote_session import RemoteSession
+from edgemem.split.remote_session import Dial, RemoteSession
 from edgemem.split.switching import SwitchSettings
 
 EXACT = CodecSettings("fp32")
@@ -59,7 +59,7 @@ def split_engine(
 def remote_back(
     package: Package,
     split: int,
-    server: FaultyServer,
+    dial: Dial,
     *,
     local: bool = False,
     clock: Clock | None = None,
@@ -68,9 +68,9 @@ def remote_back(
     capacity: int = CAPACITY,
 ) -> RemoteBack:
     model, clock = package.model, clock or Clock()
-    hello = Hello(PROTOCOL, "0", bytes(SESSION_BYTES), "0" * 64, split, model.layers, capacity, EXACT.to_dict())
+    asked = hello(bytes(SESSION_BYTES), model.layers, split=split, capacity=capacity)
     return RemoteBack(
-        RemoteSession(server.dial, hello, model.vocabulary),
+        RemoteSession(dial, asked, model.vocabulary),
         History(coder_of(model, split, EXACT), bound_bytes=bound_bytes),
         capacity=capacity,
         local=local_back(package, split, capacity=capacity) if local else None,

@@ -26,13 +26,16 @@ class Running:
     def __init__(self, package: Package, splits: Sequence[int], settings: ServerSettings, roll: Roll | None) -> None:
         self._package, self._splits, self._settings, self._roll = package, splits, settings, roll
         self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
         self.port = 0
         self.back: BackServer
         self._listener: Listener
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self._ready.wait(20)
+        try:
+            asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(20)
+        except BaseException:
+            self._end_loop()
+            raise
 
     @property
     def address(self) -> Server:
@@ -41,22 +44,20 @@ class Running:
     def stop(self, grace_s: float = 0.2) -> None:
         if self._thread.is_alive():
             asyncio.run_coroutine_threadsafe(self._listener.drain(grace_s), self._loop).result(20)
-            self._thread.join(20)
+            self._end_loop()
             self.back.close()
-            for _ in range(3):  # connections that have ended close their sockets in callbacks
-                self._loop.run_until_complete(asyncio.sleep(0.01))
-            self._loop.close()
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(20)
+        self._loop.close()
 
     def restart(self) -> None:
         """The same address, with nothing remembered."""
         self.stop()
         self.__init__(self._package, self._splits, self._settings, self._roll)  # type: ignore[misc]
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._serve())
-
-    async def _serve(self) -> None:
+    async def _start(self) -> None:
         slots = self._settings.slots
         pools = {split: StagePool(self._package, split, capacity=slots, threads=1) for split in self._splits}
         self.back = BackServer(pools, model_hash=MODEL_HASH, version="test", settings=self._settings)
@@ -70,8 +71,6 @@ class Running:
         )
         await self._listener.start()
         self.port = self._listener.port
-        self._ready.set()
-        await self._listener.serve()
 
 
 @contextmanager

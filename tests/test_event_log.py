@@ -159,8 +159,8 @@ def test_events_from_several_threads_are_all_there(folder: Path) -> None:
 
         def add(thread: int) -> None:
             for number in range(100):
-                event = log.add(replace(TRIGGER, session=f"thread {thread}", position_s=float(number)))
-                log.set_caption(event.id, f"{thread} {number}")
+                said = f"{thread} {number}"
+                log.add(replace(TRIGGER, session=f"thread {thread}", position_s=float(number), caption=said))
 
         threads = [threading.Thread(target=add, args=(number,)) for number in range(4)]
         for thread in threads:
@@ -173,13 +173,10 @@ def test_events_from_several_threads_are_all_there(folder: Path) -> None:
         assert all(event.caption == f"{event.session[7:]} {event.position_s:.0f}" for event in log.events())
 
 
-def test_a_caption_is_set_later(folder: Path) -> None:
+def test_a_text_that_cannot_be_written_is_kept_escaped(folder: Path) -> None:
     with open_log(folder) as log:
-        added = log.add(TRIGGER)
-        log.set_caption(added.id, "a cup \ud800 on the table")
+        added = log.add(replace(TRIGGER, caption="a cup \ud800 on the table"))
         assert log.find(added.id) == replace(added, caption="a cup \\ud800 on the table")
-        with pytest.raises(SettingsError, match="no such event"):
-            log.set_caption(added.id + 1, "nothing")
 
 
 def test_long_texts_are_cut(folder: Path) -> None:
@@ -499,8 +496,6 @@ def test_a_full_disk_is_a_clean_error_and_the_log_goes_on(folder: Path) -> None:
             for _ in range(20):
                 with pytest.raises(FileError, match="cannot be logged"):
                     log.add(replace(TRIGGER, caption="c" * 9000))
-            with pytest.raises(FileError, match="caption cannot be written"):
-                log.set_caption(1, "c" * 9000)
             assert list(log.events()) == added
         added.append(log.add(GAP))
         assert list(log.events()) == added

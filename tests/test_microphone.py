@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 import threading
@@ -14,6 +13,7 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
+from leftovers import descriptors, threads
 from numpy.typing import NDArray
 from simulated_sounddevice import Device, World, number_error
 
@@ -105,9 +105,10 @@ def test_a_thousand_times_pulled_out_and_plugged_in() -> None:
         world.unplug()
         world.at(world.now_s + seed.choice((0.01, 0.4, 1.0, 10.0, 100.0)), plug)
 
+    others = threads()
     pieces = without_holes(source.pieces())
     next(pieces)
-    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    running, is_open = len(threads() - others), descriptors()
     for cycle in range(1000):
         world.at(world.now_s + seed.uniform(0.01, 1.0), unplug)
         assert isinstance(next(piece for piece in pieces if not isinstance(piece, Block)), Lost)
@@ -119,8 +120,8 @@ def test_a_thousand_times_pulled_out_and_plugged_in() -> None:
         assert len(plugged_s) == cycle + 1
         assert world.now_s - max(lost_s, plugged_s[-1]) < 2.0
         assert abs(block.end - (world.now_s - began_s) * RATE_HZ) <= FRAME
-    assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(threads() - others) == running
+    assert not descriptors() - is_open
     source.close()
     assert not any(isinstance(piece, Lost) for piece in pieces)
     assert not world.streams

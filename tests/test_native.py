@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import time
 from pathlib import Path
 from threading import Thread
 
 import pytest
+from leftovers import comes_to_nothing, tasks
 
 from edgemem.kernels import native
 from edgemem.kernels.native import MemorySweep
@@ -64,15 +63,11 @@ def test_sweep_passes_over_the_whole_buffer(kernels: str, kind: str) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
 def test_sweep_leaves_no_thread_behind() -> None:
-    before = len(os.listdir("/proc/self/task"))
+    before = tasks()
     sweep = MemorySweep(SWEEP_BYTES, 4)
     sweep.read(2)
     sweep.copy(2)
-    for _ in range(500):  # a thread that was joined may be listed a moment longer
-        if len(os.listdir("/proc/self/task")) <= before:
-            return
-        time.sleep(0.01)
-    pytest.fail("threads are left")
+    assert comes_to_nothing(lambda: tasks() - before)
 
 
 def test_two_callers_of_one_sweep_take_turns() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from leftovers import comes_to_nothing, tasks
 from numpy.typing import NDArray
 from runnable_packages import plain_model, rich_model, rope, runnable_package, same_precision
 from tiny_models import FAMILIES, VOCABULARY, hf_logits, tiny_folder, tiny_hf_model
@@ -328,15 +328,12 @@ def test_an_interrupt_ends_a_long_call_and_leaves_the_engine_usable(rich: Packag
 
 
 def test_closing_ends_the_threads(rich: Package) -> None:
-    def threads() -> int:
-        return len(os.listdir("/proc/self/task"))
-
-    before = threads()
+    before = tasks()
     engine = NativeEngine(rich, threads=4)
-    assert threads() == before + 3
+    assert len(tasks() - before) == 3
     engine.close()
     engine.close()
-    assert threads() == before
+    assert comes_to_nothing(lambda: tasks() - before)
 
 
 def test_memory_that_is_not_there_is_refused_with_the_table(rich: Package, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +375,15 @@ def test_what_is_taken_is_what_was_computed(tmp_path: Path, text: str) -> None:
     assert (lines["weights, packed"] + lines["KV cache"]) * 0.9 < taken < budget.total
     # Opened, it holds the packed weights and little else: what was mapped to be packed is given back.
     assert opened < 1.15 * lines["weights, packed"] + (4 << 20)
+
+
+def test_what_rows_of_several_conversations_attend_with_is_counted(tmp_path: Path) -> None:
+    model = plain_model(hidden=256, heads=16, kv_heads=2, head_dim=16, ropes=(rope(8),))
+    path = runnable_package(tmp_path / "p.edgemem", model, same_precision(model, "int8-g32"))
+    threads, pieces, group = 16, 65536 // 512 + 1, model.heads // model.kv_heads
+    with Package.open(path) as package:
+        lines = dict(native_budget(package, 65536, (0, model.layers), threads).lines)
+    assert lines["attention, piece by piece"] >= threads * pieces * group * (4 * model.head_dim + 32)
 
 
 def test_models_and_settings_that_it_does_not_run_are_refused(tmp_path: Path, rich: Package) -> None:

@@ -18,6 +18,7 @@ import pytest
 from forced_engine import ForcedEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from leftovers import descriptors, threads
 
 from edgemem.runtime.errors import ContextError, NumericError, SettingsError
 from edgemem.runtime.package import Package
@@ -536,10 +537,10 @@ def test_an_opened_session_closes_its_package(tiny_package: Path) -> None:
 
 
 def test_a_session_that_cannot_open_leaves_no_descriptor(tiny_package: Path) -> None:
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = descriptors()
     with pytest.raises(SettingsError, match="no such engine"):
         Session.open(tiny_package, engine="steam")
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not descriptors() - before
 
 
 def test_timings_count_the_engines_time_alone(forced: Callable[..., tuple[Session, ForcedEngine]]) -> None:
@@ -673,7 +674,7 @@ def test_errors_reach_the_awaiting_task(forced: Callable[..., tuple[Session, For
 
 def test_many_answers_leave_no_thread_and_no_descriptor(session: Session) -> None:
     list(session.stream(QUESTION, max_tokens=2))
-    before = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    before = descriptors(), threads()
     random = np.random.default_rng(0)
     for turn in range(60):
         answer = session.stream(f"turn {turn}", max_tokens=8, sampling=WARM, raw=turn % 2 == 0)
@@ -684,7 +685,8 @@ def test_many_answers_leave_no_thread_and_no_descriptor(session: Session) -> Non
                 break
         del answer
         session.reset()
-    assert (len(list(Path("/proc/self/fd").iterdir())), threading.active_count()) == before
+    assert not descriptors() - before[0]
+    assert not threads() - before[1]
 
 
 def _wait_for(holds: Callable[[], bool]) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from leftovers import threads
 
 from edgemem.runtime.capture.backoff import Backoff
 from edgemem.runtime.capture.cameras.callable import CallableCamera
@@ -574,7 +575,7 @@ def test_ten_thousand_takes_under_faults_end_exactly_once_each() -> None:
 
     ended: list[Ended] = []
     changes: list[CameraChange] = []
-    threads_before = threading.active_count()
+    before = threads()
     shutter = Shutter(Faulty(pause), write, on_outcome=ended.append, on_change=changes.append, clock=lambda: now[0])
     takes = [take_at(number * 0.2 + (0.15 if number % 5 == 0 else 0)) for number in range(10_000)]
     most_threads = 0
@@ -582,7 +583,7 @@ def test_ten_thousand_takes_under_faults_end_exactly_once_each() -> None:
         now[0] += 0.3
         shutter.take(take)
         moved.release()
-        most_threads = max(most_threads, threading.active_count())
+        most_threads = max(most_threads, len(threads() - before))
         if number % 40 < 6:  # at times it is calm, at times a storm
             shutter.settle(0.01)
     shutter.close()
@@ -594,5 +595,5 @@ def test_ten_thousand_takes_under_faults_end_exactly_once_each() -> None:
     reasons = {each.reason for each in ended if each.outcome in ("dropped", "failed")}
     assert {"queue full", "camera busy", "camera lost", "no picture in 2 s", "unplugged", "this is no image"} <= reasons
     assert [each.kind for each in changes] == (["lost", "back"] * len(changes))[: len(changes)]
-    assert most_threads == threads_before + 2
-    assert threading.active_count() == threads_before
+    assert most_threads == 2
+    assert not threads() - before

@@ -19,6 +19,7 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from leftovers import descriptors
 from numpy.typing import NDArray
 
 from edgemem.runtime.capture.audio import RATE_HZ, AudioSource, Block, Gap, Piece, Samples
@@ -148,12 +149,12 @@ def _flac() -> bytes:
 def test_what_is_no_sound_is_refused_at_opening(tmp_path: Path, data: bytes, says: str) -> None:
     path = tmp_path / "kitchen.wav"
     path.write_bytes(data)
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with pytest.raises(FileError, match=says) as caught:
         open_source(str(path))
     assert "kitchen.wav" in str(caught.value)
     assert caught.value.got is not None
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert not descriptors() - before
 
 
 def test_a_file_that_is_damaged_or_cut_is_heard_so_far_and_then_refused(tmp_path: Path) -> None:

@@ -20,16 +20,31 @@ import numpy as np
 import pytest
 from faulty_link import FaultyServer
 from runnable_packages import plain_model, runnable_package, same_precision
-from split_conversation import Clock, local_back, remote_back, some_tokens, split_engine
+from split_conversation import CAPACITY, Clock, converse, local_back, remote_back, some_tokens, split_engine
 from split_network import HELLO, PATIENCE_S, Sessions, listening
+from split_servers import Running, serving
 
 from edgemem.runtime.errors import LinkError
+from edgemem.runtime.native_engine import NativeEngine
 from edgemem.runtime.package import Package
-from edgemem.split.frames import Hello, Message, Truncate, Welcome, decode, encode
+from edgemem.split.frames import (
+    Bye,
+    Extend,
+    Hello,
+    Keep,
+    Logits,
+    Message,
+    Truncate,
+    Welcome,
+    decode,
+    encode,
+)
 from edgemem.split.link import Link
 from edgemem.split.listener import Listener
+from edgemem.split.opening import dial_to
 from edgemem.split.peers import Device
 from edgemem.split.remote_session import Wire
+from edgemem.split.server import ServerSettings
 from edgemem.split.switching import SwitchSettings
 
 FAULT = Path(__file__).parent / "fault"
@@ -57,6 +72,10 @@ def test_a_paired_link_that_is_cut_anywhere_changes_nothing() -> None:
 
 def test_a_server_that_is_killed_over_and_over_changes_nothing() -> None:
     print(loop("kill_split.py", "--kills", "15", "--seed", "1"))
+
+
+def test_links_that_fall_silent_anywhere_and_stay_open_change_nothing() -> None:
+    print(loop("cut_split.py", "silences", "--stride", "97"))
 
 
 def test_links_that_are_slow_or_fall_silent_change_nothing() -> None:
@@ -196,11 +215,61 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Package]:
         yield opened
 
 
+@pytest.mark.parametrize("local", [False, True], ids=["alone", "with-local"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("kind", [Hello, Extend, Logits, Keep, Truncate, Bye])
+def test_a_server_that_dies_of_a_frame_changes_nothing(
+    package: Package, wanted: list[int | float], kind: type, when: str, local: bool
+) -> None:
+    """Of the first of its kind, before it was done or before that was told; the next server knows of nothing."""
+    with serving(package.path, [1], ServerSettings(slots=CAPACITY)) as server:
+        died = dies_of(server, kind, after=when == "after")
+        back = remote_back(package, 1, dial_to(server.address, None), local=local)
+        with closing(split_engine(package, 1, back)) as engine:
+            assert converse(engine, back.probe) == wanted
+        assert died.is_set()
+
+
+def dies_of(server: Running, kind: type, *, after: bool) -> threading.Event:
+    """Set once it has: all links are gone then, and all sessions."""
+    listener, held, died = server._listener, server.back._held, threading.Event()
+
+    def mortal(done: Callable[..., Any], asked: int) -> Callable[..., Any]:
+        async def call(*words: Any) -> Any:
+            if type(words[asked]) is not kind or died.is_set():
+                return await done(*words)
+            if after:
+                await done(*words)
+            died.set()
+            held.clear()
+            for connection in listener._inside:
+                connection.transport.abort()
+            raise LinkError("killed")
+
+        return call
+
+    listener._open_session = mortal(listener._open_session, 0)
+    listener._handle = mortal(listener._handle, 1)
+    return died
+
+
+@pytest.fixture(scope="module")
+def wanted(package: Package) -> list[int | float]:
+    with closing(NativeEngine(package, capacity=CAPACITY, threads=1)) as whole:
+        return converse(whole)
+
+
 class SlowLink:
     """Each reply takes `took_s`, by the clock."""
 
+    welcome: Welcome
+
     def __init__(self, link: Wire, clock: Clock, took_s: Callable[[], float]) -> None:
-        self._link, self._clock, self._took_s, self.welcome = link, clock, took_s, link.welcome
+        self._link, self._clock, self._took_s = link, clock, took_s
+
+    def greet(self, hello: Hello, *, deadline_s: float) -> Welcome:
+        self.welcome = self._link.greet(hello, deadline_s=deadline_s)
+        return self.welcome
 
     def call(self, message: Message, *, deadline_s: float) -> Message:
         reply, took_s = self._link.call(message, deadline_s=deadline_s), self._took_s()
@@ -220,8 +289,8 @@ def test_all_that_a_token_needs_of_the_server_has_one_deadline(package: Package)
     """What was kept and cut is done with the next token: three messages, each alone in time."""
     clock, settings, took_s = Clock(), SwitchSettings(deadline_s=1.0), [0.0]
     server = FaultyServer(lambda: local_back(package, 1))
-    reach, server.dial = server.dial, lambda hello: SlowLink(reach(hello), clock, lambda: took_s[0])  # type: ignore
-    back = remote_back(package, 1, server, local=True, clock=clock, settings=settings)
+    dial, server.dial = server.dial, lambda: SlowLink(dial(), clock, lambda: took_s[0])  # type: ignore
+    back = remote_back(package, 1, server.dial, local=True, clock=clock, settings=settings)
     with (
         closing(split_engine(package, 1, back)) as engine,
         closing(split_engine(package, 1, local_back(package, 1))) as alone,

@@ -237,7 +237,7 @@ class Frames(RuleBasedStateMachine):
         assert (welcome.op, welcome.length) == (self.op, self.twin.length)
         assert self.server.sessions == 1
         held = self.server._held[Caller(OURS, NUMBER)].session
-        with held._pool.taking_up(held._conversation) as engine:
+        with held._pool.taking_up(held.conversation) as engine:
             state, wanted = engine.state(), self.twin.state()
         assert same_cache(state, wanted)
 

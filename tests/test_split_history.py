@@ -179,8 +179,10 @@ def test_hidden_states_are_cut_row_by_row_and_stay_what_they_were() -> None:
     coder = Codec(CodecSettings("fp16"), 16)
     history, random = History(coder, bound_bytes=1), np.random.default_rng(0)
     rows = random.standard_normal((300, 16)).astype(np.float16).astype(np.float32)
-    for part in np.split(rows, [100, 228, 229]):
-        history.extend(coder.encode(part), len(part))
+    ids = np.arange(300, dtype=np.int32)
+    for part in np.split(ids, [100, 228, 229]):
+        history.extend(coder.encode(rows[part]), len(part), None, part)
+    assert history.work == (4, 300)
     kept = np.flatnonzero(random.random(300) < 0.7)
     history.keep(kept)
     history.trim()
@@ -190,3 +192,7 @@ def test_hidden_states_are_cut_row_by_row_and_stay_what_they_were() -> None:
     assert [operation.count for operation in payloads] == [128, len(kept) - 128]
     got = np.concatenate([coder.decode(operation.payload, operation.count) for operation in payloads])
     np.testing.assert_array_equal(got, rows[kept])
+    np.testing.assert_array_equal(np.concatenate([operation.ids for operation in payloads]), ids[kept])
+    assert history.work == (2, len(kept))
+    history.truncate(128)
+    assert history.work == (1, 128)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import itertools
 import resource
@@ -41,7 +42,7 @@ from split_network import (
 
 from edgemem.runtime.errors import BudgetError, LinkError, ProtocolError, SettingsError
 from edgemem.split import grpc_stream
-from edgemem.split.door import DoorLimits
+from edgemem.split.door import Door, DoorLimits
 from edgemem.split.frames import (
     FRAME_BYTES,
     PAYLOAD_BYTES,
@@ -214,23 +215,20 @@ def test_a_link_can_be_closed_while_it_waits(tmp_path: Path) -> None:
 
 def test_draining_finishes_what_is_under_way(tmp_path: Path) -> None:
     with listening(tmp_path, Slow()) as place, linked(place, replace(HELLO, session=b"b" * 16)) as idle:
-        served = place.loops.start(place.listener.serve())
         with linked(place) as busy:
             got: list[Message] = []
             caller = threading.Thread(target=lambda: got.append(busy.call(EXTEND, deadline_s=PATIENCE_S)))
             caller.start()
             assert place.sessions.begun.wait(PATIENCE_S)
             drained = place.loops.start(place.listener.drain(PATIENCE_S))
-            while place.listener.connections > 1:
-                place.loops.run(asyncio.sleep(0.01))
+            until_inside(place, 1)
             with pytest.raises(LinkError):
                 idle.call(EXTEND, deadline_s=PATIENCE_S)
             place.sessions.go_on.set()
             drained.result(PATIENCE_S)
             caller.join()
             assert isinstance(got[0], Done)
-        served.result(PATIENCE_S)
-        assert place.listener.connections == 0
+        until_inside(place, 0)
         with pytest.raises(LinkError, match="cannot be reached"):
             connect(place)
 
@@ -242,8 +240,13 @@ def test_draining_gives_up_what_takes_too_long(tmp_path: Path) -> None:
         assert place.sessions.begun.wait(PATIENCE_S)
         place.loops.run(place.listener.drain(0.05))
         caller.join()
-        assert place.listener.connections == 0
+        assert not place.listener._inside
         assert not place.sessions.finished.is_set()
+
+
+def until_inside(place: Place, connections: int) -> None:
+    while len(place.listener._inside) > connections:
+        place.loops.run(asyncio.sleep(0.01))
 
 
 def _ignoring(work: Callable[[], object]) -> None:
@@ -663,6 +666,57 @@ def test_a_crowd_from_one_address_leaves_the_others_their_place(tmp_path: Path) 
             quiet.recv(1)
 
 
+@pytest.mark.parametrize("turns", range(5))
+def test_who_comes_as_the_door_closes_is_not_forgotten(turns: int) -> None:
+    async def close_as_one_comes() -> None:
+        door = a_door()
+        door.open()
+        await asyncio.sleep(0)
+        with socket.create_connection(("127.0.0.1", door.port), PATIENCE_S) as late:
+            for _ in range(turns):  # of the loop, until it is accepted, greeted and inside
+                await asyncio.sleep(0)
+            await door.close()
+            with contextlib.suppress(ConnectionError):
+                while late.recv(64):
+                    pass
+
+    asyncio.run(close_as_one_comes())
+    gc.collect()  # a socket that was forgotten would warn
+
+
+def test_a_door_goes_on_when_files_may_be_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept, failures = socket.socket.accept, iter([OSError(errno.EMFILE, "too many open files")])
+
+    def fail_once(listening: socket.socket) -> tuple[socket.socket, Any]:
+        if (problem := next(failures, None)) is not None:
+            raise problem
+        return accept(listening)
+
+    async def come_in() -> bytes:
+        door = a_door()
+        door.open()
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        greeting = await reader.read(5)
+        writer.close()
+        await door.close()
+        return greeting
+
+    monkeypatch.setattr(socket.socket, "accept", fail_once)
+    assert asyncio.run(come_in()) == b"hello"
+
+
+def a_door() -> Door:
+    """It says hello, and hangs up."""
+
+    class Greets(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            transport.write(b"hello")
+            transport.close()
+
+    return Door("127.0.0.1", 0, Greets, context=lambda: None, inside=lambda: 0, limits=DoorLimits())
+
+
 def test_no_more_connections_than_there_are_places(tmp_path: Path) -> None:
     limits = ListenerLimits(DoorLimits(connections=2))
     hellos = [replace(HELLO, session=bytes([number]) * 16) for number in range(3)]
@@ -670,8 +724,7 @@ def test_no_more_connections_than_there_are_places(tmp_path: Path) -> None:
         with pytest.raises(LinkError):
             connect(place, hellos[2])
         second.close()
-        while place.listener.connections > 1:
-            place.loops.run(asyncio.sleep(0.01))
+        until_inside(place, 1)
         connect(place, hellos[2]).close()
 
 
@@ -818,6 +871,24 @@ def test_a_server_that_does_not_answer_is_given_up() -> None:
             Link.open(server, HELLO, identity=None, timeout_s=0.1)
 
 
+def test_a_link_can_be_closed_while_it_greets() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        link = Link(Server("here", "127.0.0.1", silent.getsockname()[1], None), None)
+
+        def close_once_it_is_there() -> None:
+            with contextlib.closing(silent.accept()[0]) as accepted:
+                assert accepted.recv(1)
+                link.close()
+
+        closer = threading.Thread(target=close_once_it_is_there)
+        closer.start()
+        with pytest.raises(LinkError, match="closed"):
+            link.greet(HELLO, deadline_s=1e5)
+        closer.join()
+        with pytest.raises(LinkError, match="closed"):
+            link.greet(HELLO, deadline_s=1e5)
+
+
 def test_a_server_that_stops_in_the_handshake_is_given_up(tmp_path: Path) -> None:
     server, device = trusting(tmp_path, own_identity(tmp_path / "server", "server").certificate)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(LinkError, match="in time"):
@@ -827,7 +898,7 @@ def test_a_server_that_stops_in_the_handshake_is_given_up(tmp_path: Path) -> Non
 def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         server = Server("here", "127.0.0.1", free.getsockname()[1], None)
-    with pytest.raises(LinkError, match="cannot be reached"):
+    with pytest.raises(LinkError, match=r"(?s)cannot be reached.*do: see that"):
         Link.open(server, HELLO, identity=None, timeout_s=PATIENCE_S)
 
 

@@ -432,6 +432,18 @@ def test_the_door_that_cannot_be_had_is_told(tmp_path: Path) -> None:
         PairingDoor("127.0.0.1", taken.getsockname()[1], identity=identity, folder=tmp_path)
 
 
+def test_a_server_that_cannot_pair_does_not_serve_first(
+    tmp_path: Path, tiny_package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = ["--port", "0", "--pair-port", str(taken.getsockname()[1])]
+        assert main(["split", "serve", str(tiny_package), "--host", "127.0.0.1", *ports]) == 1
+    said = capsys.readouterr().err
+    assert "this address cannot be served" in said
+    assert "serving on" not in said
+
+
 def test_a_server_runs_pairs_serves_and_ends_in_order(tmp_path: Path, tiny_package: Path) -> None:
     program = "import sys; from edgemem.tools.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "split", "serve", str(tiny_package)]

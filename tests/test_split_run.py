@@ -8,19 +8,20 @@ from pathlib import Path
 
 import pytest
 import split_servers
-from split_conversation import converse
+from faulty_link import FaultyServer
+from split_conversation import Clock, converse, local_back, remote_back, some_tokens, split_engine
 
 from edgemem.runtime.manifest import WEIGHTS_FILE
 from edgemem.runtime.native_engine import NativeEngine
 from edgemem.runtime.package import Package
 from edgemem.split.codec import LEAST_DELTA, CodecSettings
 from edgemem.split.codec_file import CodecFile
-from edgemem.split.frames import Hello
 from edgemem.split.link import Link
 from edgemem.split.opening import open_split_engine
 from edgemem.split.server import ServerSettings
 from edgemem.split.switching import SwitchSettings
 from edgemem.tools.cli import main
+from edgemem.tools.split_run import reason
 
 
 @pytest.fixture
@@ -37,9 +38,6 @@ def test_a_server_that_is_restarted_at_any_step_changes_nothing(package: Package
     steps = iter(range(1000))
     with split_servers.serving(package.path) as server:
 
-        def dial(hello: Hello) -> Link:
-            return Link.open(server.address, hello, identity=None, timeout_s=5)
-
         def disturb() -> None:
             if next(steps) % 5 == 2:
                 server.restart()
@@ -47,7 +45,7 @@ def test_a_server_that_is_restarted_at_any_step_changes_nothing(package: Package
         engine, back = open_split_engine(
             package,
             1,
-            dial,
+            lambda: Link(server.address, None),
             version="test",
             codec=CodecSettings("fp32"),
             capacity=64,
@@ -84,6 +82,17 @@ def test_the_verb_prints_the_text_of_this_device_and_says_who_answers(
     assert err.startswith("local: the server cannot be reached")
 
 
+def test_the_verb_prints_the_same_at_every_split(package: Package, capsys: pytest.CaptureFixture[str]) -> None:
+    layers, texts = package.model.layers, set()
+    with split_servers.serving(package.path, range(layers), ServerSettings(slots=512)) as server:
+        words = run_words(package, "--insecure-loopback", str(server.port), "--codec", "fp32")
+        for split in range(layers + 1):
+            assert main([*words, "--at", str(split)]) == 0
+            texts.add(capsys.readouterr().out)
+    [text] = texts
+    assert len(text) > 12
+
+
 def test_the_verb_sends_by_a_calibrated_codec(
     package: Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,3 +124,25 @@ def test_the_verb_wants_a_server_unless_all_is_here(package: Package, capsys: py
     assert "--server" in capsys.readouterr().err
     assert main(run_words(package, "--at", "4", "--insecure-loopback", "1")) == 1
     assert "0 to 2" in capsys.readouterr().err
+    for at in ("0,1", "all,1", "3,1"):
+        assert main(run_words(package, "--at", at, "--insecure-loopback", "1")) == 1
+        assert "cannot move to other splits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_degraded_answer_comes_with_its_reason(package: Package, lost: bool) -> None:
+    server = FaultyServer(lambda: local_back(package, 1))
+    settings = SwitchSettings(deadline_s=1e3 if lost else 1e-4)
+    back = remote_back(package, 1, server.dial, settings=settings, clock=Clock())
+    with closing(split_engine(package, 1, back)) as engine:
+        engine.extend(some_tokens(5))
+        assert (engine.route, reason(engine)) == ("remote", "")
+        if lost:
+            server._faults = iter(["before"])
+        engine.extend(some_tokens(1))
+        assert engine.route == "degraded"
+        assert reason(engine) == (": the link is lost" if lost else ": the server's answer came late")
+        back._settings = SwitchSettings()
+        for _ in range(3):
+            engine.extend(some_tokens(1))
+        assert (engine.route, reason(engine)) == ("remote", "")

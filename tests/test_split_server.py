@@ -9,20 +9,39 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import MethodType
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from split_servers import Running, hello, serving
 
-from edgemem.runtime.errors import LinkError, ProtocolError, SettingsError
+from edgemem.runtime.budget import native_budget
+from edgemem.runtime.errors import BudgetError, LinkError, ProtocolError, SettingsError
 from edgemem.runtime.native_engine import NativeEngine
 from edgemem.runtime.package import Package
 from edgemem.split.codec import Codec, CodecSettings
-from edgemem.split.frames import Answered, Bye, Done, Extend, Failed, Keep, Logits, Message, Truncate, ranges_of
+from edgemem.split.frames import (
+    Answered,
+    Bye,
+    Done,
+    Extend,
+    Failed,
+    Keep,
+    Logits,
+    Message,
+    Refused,
+    Truncate,
+    Welcome,
+    ranges_of,
+)
 from edgemem.split.link import Link
 from edgemem.split.metrics import Metrics
 from edgemem.split.server import ServerSettings
+from edgemem.split.stage_pool import open_pools
+from edgemem.tools import split_serve
+from edgemem.tools.cli import main
 
 SESSION = b"0123456789abcdef"
 S = 20.0  # seconds that an answer may take on a loaded machine
@@ -229,6 +248,57 @@ def test_metrics_are_served_on_loopback() -> None:
 def test_a_port_for_metrics_that_is_none_is_told() -> None:
     with pytest.raises(LinkError, match="cannot be had"):
         Metrics().serve(65536)
+
+
+def test_the_verbs_flags_are_the_servers_settings(tiny_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, welcomed = [], []
+
+    async def look(args: object, open_session: MethodType, handle: object) -> None:
+        seen.append(open_session.__self__.settings)
+        with Package.open(tiny_package) as package:
+            asked = hello(SESSION, package.model.layers, capacity=8)
+            asked = replace(asked, model=package.manifest.model_hash)
+        for split in range(asked.layers):
+            its_own = replace(asked, split=split, session=bytes([split]) * len(SESSION))
+            welcomed.append(type(await open_session(its_own, None)))
+
+    monkeypatch.setattr(split_serve, "serve_network", look)
+    flags = ["--split", "0,2,0", "--sessions", "3", "-c", "64", "--memory", "5MiB", "--idle", "7"]
+    assert main(["split", "serve", str(tiny_package), "-t", "1", *flags]) == 0
+    assert seen == [ServerSettings(sessions=3, slots=64, bytes=5 << 20, idle_s=7.0)]
+    assert welcomed == [Welcome, Refused, Welcome]
+
+
+def test_a_fleets_replicas_have_every_split(tiny_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    async def look(*_: object) -> None: ...
+
+    def fleet(path: Path, splits: list[int], **_: object) -> MagicMock:
+        given.append((path, splits))
+        return MagicMock()
+
+    monkeypatch.setattr(split_serve, "serve_network", look)
+    monkeypatch.setattr("edgemem.split.ray_app.Fleet", fleet)
+    assert main(["split", "serve", str(tiny_package), "--split", "0,2", "--replicas", "2"]) == 0
+    assert given == [(tiny_package, [0, 2])]
+
+
+def test_a_list_of_splits_that_is_none_is_told(tiny_package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("0,", "1;2", "-1"):
+        assert main(["split", "serve", str(tiny_package), f"--split={text}"]) == 2
+        assert "no whole number" in capsys.readouterr().err
+    assert main(["split", "serve", str(tiny_package), "--split", "1,3"]) == 1
+    assert "there are no such layers" in capsys.readouterr().err
+
+
+def test_pools_that_fit_only_one_by_one_are_not_opened(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets = [native_budget(package, 64, (split, package.model.layers), 1).total for split in (0, 1)]
+    monkeypatch.setattr("edgemem.split.stage_pool.available_memory", lambda: sum(budgets) - 1)
+    with pytest.raises(BudgetError, match="weights, packed, from 1"):
+        open_pools(package, (0, 1), capacity=64, threads=1)
+    for pool in open_pools(package, (1,), capacity=64, threads=1).values():
+        pool.close()
 
 
 @pytest.mark.parametrize("change", [{"sessions": 0}, {"slots": True}, {"bytes": 0.5}, {"idle_s": 0}])

@@ -20,6 +20,7 @@ from fault.simulated_disk import SimulatedDisk
 from fault.talk import IDENTITY, POLICY, SETTINGS, VOCABULARY, Talk, Witness, events, open_store, state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from leftovers import descriptors
 
 from edgemem.runtime.errors import SettingsError, StoreError, UnsafePathError
 from edgemem.runtime.store import Identity, Role, Store, StoreSettings
@@ -129,12 +130,13 @@ def test_the_thread_takes_tokens_to_the_disk_by_itself(folder: Path) -> None:
 
 
 def test_closing_flushes_and_ends(folder: Path) -> None:
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     store = opened(folder, settings=StoreSettings(flush_ms=60_000))
     store.append_tokens([1], Role.TEXT, generated=True)
+    assert descriptors() - before
     store.close()
     store.close()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert not descriptors() - before
     with pytest.raises(SettingsError, match="closed"):
         store.append_tokens([1], Role.TEXT, generated=True)
     with opened(folder) as store:

@@ -110,7 +110,7 @@ def _show(comparison: Comparison, options: argparse.Namespace) -> None:
     elif options.csv:
         print(comma_separated(rows), end="")
     elif options.md:
-        print(f"{markdown(rows)}\n\n{_notes(comparison)}")
+        print(f"{markdown(rows)}\n{_notes(comparison)}")
     else:
         print_table("", HEADERS, [row.cells() for row in rows])
         print(_notes(comparison))
@@ -137,7 +137,7 @@ def _write(comparison: Comparison, folder: Path) -> None:
     record = comparison.record()
     name = f"peers-{record['date'][:16].replace(':', '')}-{comparison.threads}t"
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (folder / f"{name}.md").write_text(f"{markdown(comparison.rows())}\n\n{_notes(comparison)}\n")
+    (folder / f"{name}.md").write_text(f"{markdown(comparison.rows())}\n{_notes(comparison)}\n")
     note(f"wrote {folder / name}.json and .md")
 
 

@@ -8,8 +8,6 @@ predictions and its choice are compared with what was measured. It writes record
 from __future__ import annotations
 
 import argparse
-import json
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from edgemem.tools.options import add_model, file_path, model_name, names, positive
@@ -43,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from edgemem.runtime.package import Package
     from edgemem.tools.console import print_json, print_table
     from edgemem.tools.source import locate_package
-    from edgemem.tools.split_bench_report import summary, tables_of
+    from edgemem.tools.split_bench_report import html, markdown, summary, tables_of
+    from edgemem.tools.split_report import write_report
 
     with Package.open(locate_package(model_name(args))) as package:
         package.require()
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         for line in summary(record):
             print(line)
     if args.out is not None:
-        _write(args, record)
+        write_report(args.out, record, markdown(record), lambda: html(record))
     return 0
 
 
@@ -101,38 +100,17 @@ def _settings(package: Package, args: argparse.Namespace) -> BenchSettings:
 
 
 def _conditions(package: Package, args: argparse.Namespace) -> dict[str, str]:
-    from edgemem.profiles.plain import printable
-    from edgemem.tools.conditions import conditions
     from edgemem.tools.split_bench_run import SLOTS
+    from edgemem.tools.split_report import stated_conditions
 
-    found = conditions(package, SLOTS)
-    return {
-        "machine": printable(found["device"]),
-        "engine": f"native, fp16 keys and values, {args.threads} threads a side",
-        "states": args.codec,
-        "context": f"{SLOTS} slots, of which few are in use",
-        "tokens": f"{args.tokens} timed on each link, each way",
-        "precision": printable(json.dumps(found["precision"])),
-        "quality": printable(json.dumps(found["quality"])),
-        "versions": printable(json.dumps(found["versions"])),
-        "measured": datetime.now(timezone.utc).isoformat(timespec="minutes"),
-    }
-
-
-def _write(args: argparse.Namespace, record: Record) -> None:
-    from edgemem.profiles.plain import to_plain
-    from edgemem.runtime.errors import SettingsError
-    from edgemem.tools.console import note
-    from edgemem.tools.profile_output import write_text
-    from edgemem.tools.split_bench_report import html, markdown
-
-    write_text(args.out / "record.json", json.dumps(to_plain(record), indent=1, allow_nan=False) + "\n")
-    write_text(args.out / "table.md", markdown(record))
-    try:
-        write_text(args.out / "report.html", html(record))
-        note(f"written to {args.out}")
-    except SettingsError as missing:
-        note(f"written to {args.out} but for the report: {missing}")
+    return stated_conditions(
+        package,
+        SLOTS,
+        f"native, fp16 keys and values, {args.threads} threads a side",
+        states=args.codec,
+        context=f"{SLOTS} slots, of which few are in use",
+        tokens=f"{args.tokens} timed on each link, each way",
+    )
 
 
 def _splits(text: str) -> tuple[int, ...]:

@@ -18,11 +18,11 @@ from edgemem.runtime.package import Package
 from edgemem.split.codec import Codec, CodecSettings
 from edgemem.split.coder import coder_of
 from edgemem.split.engine import SplitEngine
-from edgemem.split.frames import PROTOCOL, SESSION_BYTES, Bye, Hello
+from edgemem.split.frames import SESSION_BYTES, Bye
 from edgemem.split.history import History
 from edgemem.split.link import Link
 from edgemem.split.measuring import WireTimes, made_up_states, measure_activation, measure_stages, measure_wire
-from edgemem.split.opening import dial_to
+from edgemem.split.opening import dial_to, hello_for
 from edgemem.split.peers import Server
 from edgemem.split.planner import Choice, Constraints, Problem, Width, cost_of, plan
 from edgemem.split.remote_back import RemoteBack
@@ -35,7 +35,7 @@ from edgemem.tools.split_bench_server import SlowedEngine, serving_slowly
 
 Progress = Callable[[float], None]
 SLOTS, _PROMPT_TOKENS = 512, 16
-_NAME = "package"
+_NAME, _VERSION = "package", "bench"
 _COUNTED = 8  # tokens
 _UNBOUND = 10**15  # bytes, ms: no limit is what is asked about here
 
@@ -135,7 +135,7 @@ def _arm(package: Package, settings: BenchSettings, split: int, port: int) -> It
     """The first layers here, the others on the server behind `port`."""
     coder = coder_of(package.model, split, settings.codec)
     front = _opener(package, settings.threads, settings.device_slowdown)(0, split) if split else None
-    hello = _hello(package, split, settings.codec)
+    hello = hello_for(package, split, version=_VERSION, codec=settings.codec, capacity=SLOTS)
     session = RemoteSession(dial_to(_server(port), None), hello, package.model.vocabulary)
     patient = SwitchSettings(deadline_s=60.0, prompt_deadline_s=60.0, stall_s=60.0)
     back = RemoteBack(session, History(coder), capacity=SLOTS, settings=patient)
@@ -172,16 +172,12 @@ def _overhead_bytes(engine: Engine, settings: BenchSettings, proxy: ShapingProxy
 
 def _wire_times(package: Package, settings: BenchSettings, port: int) -> WireTimes:
     codec = CodecSettings("fp32")
-    hello = replace(_hello(package, settings.splits[-1], codec), session=secrets.token_bytes(SESSION_BYTES))
+    hello = hello_for(package, settings.splits[-1], version=_VERSION, codec=codec, capacity=SLOTS)
+    hello = replace(hello, session=secrets.token_bytes(SESSION_BYTES))
     with closing(Link.open(_server(port), hello, identity=None, timeout_s=60.0)) as link:
         found = measure_wire(link, Codec(codec, package.model.hidden))
         link.call(Bye(), deadline_s=60.0)
     return found
-
-
-def _hello(package: Package, split: int, codec: CodecSettings) -> Hello:
-    weights = package.manifest.model_hash
-    return Hello(PROTOCOL, "bench", bytes(SESSION_BYTES), weights, split, package.model.layers, SLOTS, codec.to_dict())
 
 
 def _server(port: int) -> Server:

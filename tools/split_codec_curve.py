@@ -8,11 +8,9 @@ record.json, table.md and report.html.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from contextlib import closing
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from edgemem.tools.options import add_model, file_path, model_name, names, positive
@@ -44,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     from edgemem.runtime.package import Package
     from edgemem.tools.console import print_json, print_table
     from edgemem.tools.source import locate_package
-    from edgemem.tools.split_codec_report import tables_of
+    from edgemem.tools.split_codec_report import html, markdown, tables_of
+    from edgemem.tools.split_report import write_report
 
     with Package.open(locate_package(model_name(args))) as package:
         record = _measure(package, args)
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             print_table(table.title, table.headers, table.rows)
             print(f"  {table.note}\n")
     if args.out is not None:
-        _write(args, record)
+        write_report(args.out, record, markdown(record), lambda: html(record))
     return 0
 
 
@@ -114,36 +113,11 @@ def _subject(package: Package, args: argparse.Namespace, windows: list[NDArray[n
 
 
 def _conditions(package: Package, args: argparse.Namespace) -> dict[str, str]:
-    from edgemem.profiles.plain import printable
     from edgemem.runtime.machine import usable_cores
-    from edgemem.tools.conditions import conditions
+    from edgemem.tools.split_report import stated_conditions
 
-    found = conditions(package, _CONTEXT)
-    return {
-        "machine": printable(found["device"]),
-        "engine": f"native, fp16 keys and values, {args.threads or usable_cores()} threads",
-        "precision": printable(json.dumps(found["precision"])),
-        "quality": printable(json.dumps(found["quality"])),
-        "versions": printable(json.dumps(found["versions"])),
-        "measured": datetime.now(timezone.utc).isoformat(timespec="minutes"),
-    }
-
-
-def _write(args: argparse.Namespace, record: Record) -> None:
-    from edgemem.profiles.plain import to_plain
-    from edgemem.runtime.errors import SettingsError
-    from edgemem.tools.console import note
-    from edgemem.tools.profile_output import write_text
-    from edgemem.tools.split_codec_report import html, markdown
-
-    text = json.dumps(to_plain(record), indent=1, allow_nan=False)
-    write_text(args.out / "record.json", text + "\n")
-    write_text(args.out / "table.md", markdown(record))
-    try:
-        write_text(args.out / "report.html", html(record))
-        note(f"written to {args.out}")
-    except SettingsError as missing:
-        note(f"written to {args.out} but for the report: {missing}")
+    engine = f"native, fp16 keys and values, {args.threads or usable_cores()} threads"
+    return stated_conditions(package, _CONTEXT, engine)
 
 
 def _stage(progress: Callable[[str, float], None], split: int) -> Callable[[float], None]:

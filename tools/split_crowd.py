@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import psutil
@@ -24,8 +24,9 @@ import psutil
 from edgemem.runtime.errors import EdgememError, EngineError
 from edgemem.runtime.package import Package
 from edgemem.split.codec import Codec, CodecSettings
-from edgemem.split.frames import PROTOCOL, SESSION_BYTES, Answered, Bye, Extend, Hello, Keep
+from edgemem.split.frames import SESSION_BYTES, Answered, Bye, Extend, Keep
 from edgemem.split.link import Link
+from edgemem.split.opening import hello_for
 from edgemem.split.peers import Server
 from edgemem.tools.options import model_name, positive
 from edgemem.tools.source import locate_package
@@ -109,8 +110,8 @@ def _talk(
     model = package.model
     random = np.random.default_rng(place)
     codec = Codec(CodecSettings("fp16"), model.hidden)
-    terms = (package.manifest.model_hash, split, model.layers, _SLOTS, codec.settings.to_dict())
-    hello = Hello(PROTOCOL, "crowd", random.bytes(SESSION_BYTES), *terms)
+    hello = hello_for(package, split, version="crowd", codec=codec.settings, capacity=_SLOTS)
+    hello = replace(hello, session=random.bytes(SESSION_BYTES))
     states = random.normal(size=(_PROMPT, model.hidden)).astype(np.float32)
     prompt, one = codec.encode(states), codec.encode(states[:1])
     took: list[float] = []

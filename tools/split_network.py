@@ -63,9 +63,10 @@ async def serve_network(
     stop, pairing = _stop_event(), None
     await listener.start()
     try:
+        door = None if roll is None or args.no_pair else _pairing_door(args, listener)  # its port is had first
         note(f"serving on {listener.host} port {listener.port}{', in plain text' if roll is None else ''}")
-        if roll is not None and not args.no_pair:
-            pairing = asyncio.ensure_future(_pair(_pairing_door(args, listener), args, listener))
+        if door is not None:
+            pairing = asyncio.ensure_future(_pair(door, args, listener))
         await stop.wait()
         note("finishing what is under way")
     finally:

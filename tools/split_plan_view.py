@@ -36,6 +36,8 @@ def print_plan(plan: Plan, notes: Sequence[str]) -> None:
     )
     if len(plan.front) > len(shown):
         print(f"  and {len(plan.front) - len(shown)} more")
+    if (needed := mixed_package(plan.chosen.choice)) is not None:
+        print(f"\nthe chosen one (*) needs a package that is not measured here: {needed}")
     print_table("\nbeside the chosen one (*):", ("", "lost by"), [(one.name, why(one)) for one in neighbours(plan)])
 
 
@@ -52,10 +54,22 @@ def plan_object(plan: Plan, notes: Sequence[str]) -> dict[str, Any]:
         "notes": list(notes),
         "feasible": plan.feasible,
         "chosen": None if plan.chosen is None else asdict(plan.chosen),
+        "needs": None if plan.chosen is None else mixed_package(plan.chosen.choice),
         "front": [asdict(one) for one in plan.front],
         "neighbours": [{**asdict(one), "why": dict(one.why)} for one in neighbours(plan)],
         "nearest": None if plan.nearest is None else _nearest_object(plan, plan.nearest),
     }
+
+
+def mixed_package(choice: Choice) -> str | None:
+    """How to come by the package of a choice with two widths, which no package that was given has; None for others."""
+    if choice.front in (None, choice.back) or choice.back is None:
+        return None
+    at = choice.split
+    return (
+        f"edgemem compile MODEL --front-layers {at} --front-weights (those of {choice.front}) "
+        f"--back-weights (those of {choice.back}), then edgemem split cut PACKAGE --at {at}"
+    )
 
 
 def why(lost: Neighbour) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgemem.runtime.errors import SettingsError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Of a token's two messages: 100 bytes of HTTP/2 and gRPC, as the bench counts, and a TLS record and TCP/IP around each.
 STATED_OVERHEAD_BYTES = 100 + 2 * (22 + 40)
 _TIMED_SLOTS = 64
+_DEADLINE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,9 @@ def _measured_server(args: argparse.Namespace, package: Package) -> WireTimes:
     import secrets
 
     from edgemem.split.codec import Codec, CodecSettings
-    from edgemem.split.frames import CHUNK_TOKENS, PROTOCOL, SESSION_BYTES, Bye, Hello
+    from edgemem.split.frames import CHUNK_TOKENS, SESSION_BYTES, Bye
     from edgemem.split.measuring import measure_wire
+    from edgemem.split.opening import hello_for
     from edgemem.tools.split_dial import dial_of
     from edgemem.tools.versions import version_of
 
@@ -121,19 +123,13 @@ def _measured_server(args: argparse.Namespace, package: Package) -> WireTimes:
     if not 0 < split < package.model.layers:
         raise SettingsError("a server is measured at a split inside the model", got=split)
     codec = Codec(CodecSettings("fp32"), package.model.hidden)
-    hello = Hello(
-        PROTOCOL,
-        version_of("edgemem-runtime") or "unknown",
-        secrets.token_bytes(SESSION_BYTES),
-        package.manifest.model_hash,
-        split,
-        package.model.layers,
-        min(CHUNK_TOKENS, package.manifest.max_context),
-        codec.settings.to_dict(),
-    )
-    with closing(dial_of(args)(hello)) as link:
+    version, capacity = version_of("edgemem-runtime") or "unknown", min(CHUNK_TOKENS, package.manifest.max_context)
+    hello = hello_for(package, split, version=version, codec=codec.settings, capacity=capacity)
+    hello = replace(hello, session=secrets.token_bytes(SESSION_BYTES))
+    with closing(dial_of(args)()) as link:
+        link.greet(hello, deadline_s=_DEADLINE_S)
         found = measure_wire(link, codec)
-        link.call(Bye(), deadline_s=10.0)
+        link.call(Bye(), deadline_s=_DEADLINE_S)
     return found
 
 

@@ -2,6 +2,7 @@
 
 example: edgemem split serve smollm2-135m --split 15 --metrics 9410
 A code is shown for the first device; the server can be stopped and started again, and devices go on where they were.
+With --split 0,15 a conversation can also move to a server that does all layers.
 With --replicas the sessions are spread over a Ray cluster, or over processes of this machine where there is none.
 """
 
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgemem.tools.options import add_model, model_name, positive, whole
+from edgemem.tools.quantities import size_bytes
 from edgemem.tools.split_network import add_network, serve_network
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from edgemem.split.server import ServerSettings
 
 _SWEEP_S = 10.0
+_SPLIT_HELP = "first layers here, each in memory by itself (the middle, or a back half's); 0 gets tokens, not states"
 
 
 class _Serves(NamedTuple):
@@ -36,12 +39,16 @@ class _Serves(NamedTuple):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--split", type=whole, metavar="L", help="the first layer here (the middle, or a back half's)")
+    parser.add_argument("--split", type=_splits, metavar="L[,L...]", help=_SPLIT_HELP)
     parser.add_argument("-t", "--threads", type=positive, metavar="N", help="default: the physical cores")
     group = parser.add_argument_group("sessions")
     group.add_argument("--sessions", type=positive, default=64, metavar="N", help="held at once, at most (64)")
     group.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="KV slots of one (the package's, or 4096)")
+    group.add_argument("--memory", type=size_bytes, default=4 << 30, metavar="SIZE", help="of all at most (4GiB)")
     group.add_argument("--idle", type=positive, default=600, metavar="S", help="seconds until it is freed, idle (600)")
+    group.add_argument(
+        "--batch", type=positive, default=8, metavar="N", help="sessions that one pass serves, at most (8)"
+    )
     group.add_argument("--metrics", type=positive, metavar="PORT", help="answer /metrics on this port of 127.0.0.1")
     group.add_argument("--replicas", type=_replicas, metavar="A-B", help="on Ray Serve: so many, by the sessions held")
     add_network(parser)
@@ -60,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
         slots = min(package.manifest.max_context, args.ctx_size or 4096)
         if args.split is None:
             whole_package = package.manifest.part is None
-            args.split = package.model.layers // 2 if whole_package else package.manifest.layers[0]
-        settings = ServerSettings(sessions=args.sessions, slots=slots, idle_s=float(args.idle))
+            args.split = [package.model.layers // 2 if whole_package else package.manifest.layers[0]]
+        settings = ServerSettings(
+            sessions=args.sessions, slots=slots, bytes=args.memory, idle_s=float(args.idle), batch=args.batch
+        )
         with (_fleet if args.replicas else _single)(args, package, settings) as serves:
             asyncio.run(_serve(args, serves))
     return 0
@@ -90,12 +99,12 @@ async def _sweep_on(sweep: Callable[[], object]) -> None:
 @contextmanager
 def _single(args: argparse.Namespace, package: Package, settings: ServerSettings) -> Iterator[_Serves]:
     from edgemem.split.server import BackServer
-    from edgemem.split.stage_pool import StagePool
+    from edgemem.split.stage_pool import open_pools
     from edgemem.tools.console import note
 
     model_hash, version = _terms(package)
-    pool = StagePool(package, args.split, capacity=settings.slots, threads=args.threads)
-    server = BackServer({args.split: pool}, model_hash=model_hash, version=version, settings=settings)
+    pools = open_pools(package, args.split, capacity=settings.slots, threads=args.threads)
+    server = BackServer(pools, model_hash=model_hash, version=version, settings=settings)
     stop: Callable[[], None] = lambda: None  # noqa: E731 - until metrics are served
     try:
         if args.metrics:
@@ -114,7 +123,7 @@ def _fleet(args: argparse.Namespace, package: Package, settings: ServerSettings)
     model_hash, version = _terms(package)
     fleet = Fleet(
         package.path,
-        [args.split],
+        args.split,
         model_hash=model_hash,
         version=version,
         server=settings,
@@ -131,6 +140,11 @@ def _terms(package: Package) -> tuple[str, str]:
     from edgemem.tools.versions import version_of
 
     return package.manifest.model_hash, version_of("edgemem-runtime") or "unknown"
+
+
+def _splits(text: str) -> list[int]:
+    """Whole numbers between commas, each once, for argparse."""
+    return list(dict.fromkeys(map(whole, text.split(","))))
 
 
 def _replicas(text: str) -> tuple[int, int]:

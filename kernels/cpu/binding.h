@@ -47,7 +47,7 @@ Wanted value_of(nb::handle given, const char* what) {
 template <typename Wanted>
 Wanted array_of(nb::handle given, const char* what) {
   Wanted array;
-  if (!nb::try_cast(given, array))
+  if (!nb::try_cast(given, array, false))  // a copy would be filled in vain
     throw nb::type_error((std::string(what) + ": no contiguous array of the type wanted").c_str());
   return array;
 }

@@ -4,6 +4,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -261,6 +262,44 @@ class NativeDecoder {
     use->exchange(*other.held);
   }
 
+  // One row for each of some conversations: tokens, or states, and None for the other. outs: of each its logits, or its
+  // state, to fill. Gives for each whether it is finite.
+  std::vector<bool> extend_together(const nb::list& conversations, const nb::object& tokens, const nb::object& states,
+                                    const nb::list& outs) {
+    const Use use(*this);
+    const Shape& shape = use->shape();
+    const std::size_t n = conversations.size();
+    require(n > 0 && n <= Decoder::kChunk && outs.size() == n, "a row and a result for each conversation, 1 to 128", n);
+    require(tokens.is_none() != shape.has_embedding && states.is_none() == shape.has_embedding,
+            "these layers take tokens, or states, and not the other", n);
+    Array<const std::int32_t, 1> ids;
+    Array<const float, 2> rows;
+    if (shape.has_embedding) {
+      ids = array_of<Array<const std::int32_t, 1>>(tokens, "tokens");
+      require(ids.size() == n, "a token for each conversation is wanted", ids.size());
+      check_vocabulary(*use, ids);
+    } else {
+      rows = array_of<Array<const float, 2>>(states, "states");
+      require(rows.shape(0) == n && rows.shape(1) == static_cast<std::size_t>(shape.hidden), "states of another shape",
+              rows.shape(0));
+    }
+    // All is held until the end: the lists may be changed meanwhile.
+    std::vector<nb::object> given;
+    std::vector<Array<float, 1>> arrays;
+    std::vector<Conversation*> taken;
+    std::vector<float*> results;
+    for (std::size_t i = 0; i < n; ++i) {
+      given.emplace_back(conversations[i]);
+      taken.push_back(&checked_conversation(given.back(), taken));
+      arrays.push_back(array_of<Array<float, 1>>(nb::object(outs[i]), "a result"));
+      require(arrays.back().size() == static_cast<std::size_t>(shape.has_head ? shape.vocabulary : shape.hidden),
+              "a result of another length", arrays.back().size());
+      results.push_back(arrays.back().data());
+    }
+    nb::gil_scoped_release release;
+    return use->extend_together({ids.data(), rows.data(), static_cast<int>(n)}, taken, results);
+  }
+
   int length() { return Use(*this)->length(); }
   int capacity() { return Use(*this)->capacity(); }
   bool has_logits() { return Use(*this)->has_logits(); }
@@ -309,9 +348,24 @@ class NativeDecoder {
 
   static void check_tokens(const Decoder& decoder, const Array<const std::int32_t, 1>& tokens) {
     check_room(decoder, tokens.size());
+    check_vocabulary(decoder, tokens);
+  }
+
+  static void check_vocabulary(const Decoder& decoder, const Array<const std::int32_t, 1>& tokens) {
     for (std::size_t i = 0; i < tokens.size(); ++i)
       require(tokens.data()[i] >= 0 && tokens.data()[i] < decoder.shape().vocabulary, "a token outside the vocabulary",
               tokens.data()[i]);
+  }
+
+  // One of this decoder's, with room for a row, and none of those `before`.
+  Conversation& checked_conversation(const nb::handle& given, const std::vector<Conversation*>& before) const {
+    NativeConversation* made = nullptr;
+    if (!nb::try_cast(given, made) || made == nullptr) throw nb::type_error("a conversation is of another type");
+    require(made->maker == id_, "a conversation of another decoder", 0);
+    Conversation& held = *made->held;
+    require(std::find(before.begin(), before.end(), &held) == before.end(), "a conversation twice", before.size());
+    require(held.length < held.cache->capacity(), "the slots do not suffice", held.length);
+    return held;
   }
 
   void check_state(const Decoder& decoder, int length, std::size_t keys, std::size_t values) const {
@@ -403,6 +457,8 @@ void bind_decoder(nb::module_& module) {
            nb::arg("tokens").none() = nb::none(), nb::arg("surprisal").none() = nb::none())
       .def("conversation", &NativeDecoder::conversation, nb::arg("capacity"))
       .def("exchange", &NativeDecoder::exchange, nb::arg("other"))
+      .def("extend_together", &NativeDecoder::extend_together, nb::arg("conversations"), nb::arg("tokens").none(),
+           nb::arg("states").none(), nb::arg("outs"))
       .def("decode", &NativeDecoder::decode, nb::arg("sampler"), nb::arg("pending"), nb::arg("limit"),
            nb::arg("milliseconds"), nb::arg("surprisal"))
       .def("copy_logits", &NativeDecoder::copy_logits, nb::arg("out"))

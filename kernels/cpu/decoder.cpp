@@ -8,8 +8,6 @@ namespace edgemem {
 namespace {
 
 constexpr int kPieceSlots = 512;  // attended to by one member
-constexpr int kHeadTiles = 32;    // of the head at a time, where every token is scored: its logits then stay in the cache
-constexpr int kHeadRows = kHeadTiles * kTileRows;
 
 // What a member will read first after the next barrier is fetched before it: memory is not idle while members meet.
 constexpr std::size_t kEarlyBytes = 4096;
@@ -61,7 +59,9 @@ Decoder::Decoder(const Shape& shape, std::vector<Layer<Table>> layers, std::vect
       delta_(size(kChunk, shape.hidden)),
       up_(size(kChunk, shape.intermediate)),
       seats_(std::max(shape.heads, path.queries)),
-      queries_(std::max(size(team_->most_members(), seats_), size(capacity / kPieceSlots + 1, shape.heads))),
+      most_pieces_(capacity / kPieceSlots + 1),
+      queries_(std::max({size(team_->most_members(), seats_), size(most_pieces_, shape.heads),
+                         size(team_->most_members(), most_pieces_) * static_cast<std::size_t>(shape.group())})),
       outputs_(queries_.size() * static_cast<std::size_t>(value_stride_)) {
   for (int member = 0; member < team_->most_members(); ++member) own_.push_back(make_stream(1));
   for (const Rope& rope : ropes_) angles_.emplace_back(size(kChunk, 2 * rope.pairs()));
@@ -152,7 +152,7 @@ void Decoder::prepare_angles(int n) {
     for (int t = 0; t < n; ++t)
       for (int i = 0; i < pairs; ++i) {
         const double frequency = static_cast<double>(ropes_[rope].inverse_frequencies[static_cast<std::size_t>(i)]);
-        const double angle = static_cast<double>(length_ + t) * frequency;
+        const double angle = static_cast<double>(place_of(t).slot) * frequency;
         float* place = angles_[rope].data() + size(t, 2 * pairs) + i;
         place[0] = static_cast<float>(std::cos(angle)) * ropes_[rope].amplitude;
         place[pairs] = static_cast<float>(std::sin(angle)) * ropes_[rope].amplitude;
@@ -186,6 +186,8 @@ void Decoder::run_layer(int index, int n, int member) {
   team_->barrier();
   if (n == 1)
     attend_together(index, member);
+  else if (together_ != nullptr)
+    attend_each(index, n, member);
   else
     attend_apart(index, n, member);
   quantize(stream.attended, shape_.query_rows(), rows);
@@ -222,47 +224,54 @@ void Decoder::project(const Layer<Packed>& layer, Stream& stream, int n, int mem
   product(layer.value, stream.normed, n, projected_values_, member);
 }
 
-Decoder::Pieces Decoder::pieces_of(int index) const {
+// Of the slots up to and with a token's own.
+Decoder::Pieces Decoder::pieces_of(int index, int slot) const {
   const int window = weights_.layers[static_cast<std::size_t>(index)].window;
-  const int first_slot = window > 0 ? std::max(0, length_ + 1 - window) : 0, first = first_slot / kPieceSlots;
-  return {first_slot, first, length_ / kPieceSlots + 1 - first};
+  const int first_slot = window > 0 ? std::max(0, slot + 1 - window) : 0, first = first_slot / kPieceSlots;
+  return {first_slot, first, slot / kPieceSlots + 1 - first};
 }
 
 // One token: heads and pieces of the slots are shared out. Where a piece begins depends on slots alone, not on the number
 // of members: so the sums round alike however many there are. Whoever has the last piece of a head also writes the
 // token's own slot of it, which no other reads before the next barrier.
 void Decoder::attend_together(int index, int member) {
-  const auto [first, first_piece, pieces] = pieces_of(index);
-  const int end = length_ + 1;
+  const Pieces pieces = pieces_of(index, length_);
   Stream& stream = own_[static_cast<std::size_t>(member)];
   for (int head = 0; head < shape_.heads; ++head) position_query(index, 0, head, stream);
-  const Range items = team_->share(pieces * shape_.kv_heads, member);
+  const Range items = team_->share(pieces.count * shape_.kv_heads, member);
   for (int item = items.begin; item < items.end; ++item) {
-    const int piece = item % pieces, kv = item / pieces;
-    if (piece == pieces - 1) position_key(index, 0, kv);
-    const int start = (first_piece + piece) * kPieceSlots;
+    const int piece = item % pieces.count, kv = item / pieces.count;
+    if (piece == pieces.count - 1) position_key(index, 0, kv);
     Query* queries = queries_.data() + size(piece, shape_.heads) + kv * shape_.group();
-    for (int q = 0; q < shape_.group(); ++q) {
-      const int head = kv * shape_.group() + q;
-      float* output = outputs_.data() + size(piece * shape_.heads + head, value_stride_);
-      queries[q] = {stream.queries.data() + size(head, shape_.head_dim),
-                    std::max(first, start),
-                    std::min(end, start + kPieceSlots),
-                    output,
-                    kLowest,
-                    0.0f};
-    }
-    path_.attend(cache_->head(index, kv), queries, shape_.group(), shape_.attention_softcap);
+    attend_piece(index, 0, kv, pieces, piece, stream, queries);
   }
   fetch_weights(weights_.layers[static_cast<std::size_t>(index)].output, 1, member);
   team_->barrier();
+  float* out = stream.attended.values.data();
   for (int head = 0; head < shape_.heads; ++head)
-    merge(head, pieces, stream.attended.values.data() + size(head, shape_.head_dim));
+    merge(queries_.data() + head, shape_.heads, pieces.count, out + size(head, shape_.head_dim));
+}
+
+// The query heads of one token over one KV head; `queries` are of queries_.
+void Decoder::attend_piece(int index, int t, int kv, const Pieces& pieces, int piece, const Stream& stream,
+                           Query* queries) {
+  const auto [cache, slot] = place_of(t);
+  const int start = (pieces.first + piece) * kPieceSlots, group = shape_.group();
+  const float* vectors = stream.queries.data() + size(t, shape_.query_rows()) + size(kv * group, shape_.head_dim);
+  float* outputs = outputs_.data() + (queries - queries_.data()) * value_stride_;
+  for (int q = 0; q < group; ++q)
+    queries[q] = {vectors + size(q, shape_.head_dim),
+                  std::max(pieces.first_slot, start),
+                  std::min(slot + 1, start + kPieceSlots),
+                  outputs + size(q, value_stride_),
+                  kLowest,
+                  0.0f};
+  path_.attend(cache.head(index, kv), queries, group, shape_.attention_softcap);
 }
 
 // Of the pieces that attend_together will give this member: where they begin, and what it will write.
 void Decoder::fetch_slots(int index, int member) {
-  const Pieces pieces = pieces_of(index);
+  const Pieces pieces = pieces_of(index, length_);
   const Range items = team_->share(pieces.count * shape_.kv_heads, member);
   for (int item = items.begin; item < items.end; ++item) {
     const int piece = item % pieces.count, kv = item / pieces.count;
@@ -276,14 +285,13 @@ void Decoder::fetch_weights(const Packed& w, int n, int member, int unit) const 
   if (n == 1) fetch_early(w.data + static_cast<std::size_t>(team_->share(w.tiles(), member, unit).begin) * w.tile_bytes(), kEarlyBytes);
 }
 
-// Softmax over all pieces of the slots, for one head.
-void Decoder::merge(int head, int pieces, float* out) const {
-  const Query* queries = queries_.data() + head;
+// Softmax over all pieces of the slots, for one head; its queries lie `stride` apart.
+void Decoder::merge(const Query* queries, int stride, int pieces, float* out) const {
   float top = kLowest, total = 0;
-  for (int piece = 0; piece < pieces; ++piece) top = std::max(top, queries[size(piece, shape_.heads)].top);
+  for (int piece = 0; piece < pieces; ++piece) top = std::max(top, queries[size(piece, stride)].top);
   std::fill_n(out, shape_.head_dim, 0.0f);
   for (int piece = 0; piece < pieces; ++piece) {
-    const Query& query = queries[size(piece, shape_.heads)];
+    const Query& query = queries[size(piece, stride)];
     const float weight = std::exp(query.top - top);
     total += weight * query.total;
     for (int d = 0; d < shape_.head_dim; ++d) out[d] += weight * query.output[d];
@@ -342,13 +350,14 @@ void Decoder::position_query(int index, int t, int head, Stream& stream) {
 void Decoder::position_key(int index, int t, int head) {
   const Layer<Packed>& layer = weights_.layers[static_cast<std::size_t>(index)];
   const std::size_t place = size(t, round_up(shape_.key_rows(), 16)) + size(head, shape_.head_dim);
+  const auto [cache, slot] = place_of(t);
   float* key = projected_keys_.data() + place;
   turn(index, t, key, layer.key_bias, layer.key_norm, head);
-  cache_->write_key(path_, index, head, length_ + t, key);
+  cache.write_key(path_, index, head, slot, key);
   float* value = projected_values_.data() + place;
   if (!layer.value_bias.empty())
     for (int d = 0; d < shape_.head_dim; ++d) value[d] += layer.value_bias[size(head, shape_.head_dim) + static_cast<std::size_t>(d)];
-  cache_->write_value(path_, index, head, length_ + t, value);
+  cache.write_value(path_, index, head, slot, value);
 }
 
 // One head of one token: bias, norm, rotation.
@@ -447,14 +456,9 @@ void Decoder::finish_all(const Input& input, float* surprisal, int member) {
 // Tiles [begin, end) of the head, a block, for all tokens.
 void Decoder::score(const Input& input, int begin, int end, int member) {
   const int first = begin * kTileRows, whole = (end - begin) * kTileRows, rows = std::min(whole, shape_.vocabulary - first);
-  Packed part = weights_.head;
-  part.data += static_cast<std::size_t>(begin) * part.tile_bytes();
-  part.rows = rows;
-  float* logits = logit_rows_.data() + size(member, kChunk) * kHeadRows;
-  path_.matmul(part, activation(shared_.normed, part), input.n, logits, kHeadRows, 0, end - begin);
+  float* logits = head_block(begin, end, input.n, member);
   for (int t = 0; t < input.n; ++t) {
     float* row = logits + size(t, kHeadRows);
-    if (shape_.logit_softcap > 0) path_.softcap(row, whole, shape_.logit_softcap);
     std::fill(row + rows, row + whole, kLowest);
     if (t + 1 == input.n) {
       std::copy_n(row, whole, next_logits_.data() + first);
@@ -464,6 +468,19 @@ void Decoder::score(const Input& input, int begin, int end, int member) {
     const int next = input.tokens[t + 1] - first;
     if (next >= 0 && next < rows) chosen_logits_[static_cast<std::size_t>(t)] = row[next];
   }
+}
+
+// Logits of tiles [begin, end), at most kHeadTiles, for all tokens; those of a token kHeadRows after the last one's.
+float* Decoder::head_block(int begin, int end, int n, int member) {
+  const int whole = (end - begin) * kTileRows;
+  Packed part = weights_.head;
+  part.data += static_cast<std::size_t>(begin) * part.tile_bytes();
+  part.rows = std::min(whole, shape_.vocabulary - begin * kTileRows);
+  float* logits = logit_rows_.data() + size(member, kChunk) * kHeadRows;
+  path_.matmul(part, activation(shared_.normed, part), n, logits, kHeadRows, 0, end - begin);
+  if (shape_.logit_softcap > 0)
+    for (int t = 0; t < n; ++t) path_.softcap(logits + size(t, kHeadRows), whole, shape_.logit_softcap);
+  return logits;
 }
 
 void Decoder::cap_logits(float* row) const {

@@ -46,6 +46,12 @@ class Decoder {
   // and logits as they were, if the result is not finite; so it does when `pause` throws.
   bool extend(const Input& input, float* states, float* surprisal, const std::function<void()>& pause);
 
+  // Row t of at most kChunk goes into conversations[t], all different, and what comes out into outs[t]: (vocabulary)
+  // logits, or (hidden). All rows go through each matrix together, and yet every bit is that of an `extend` of the row
+  // alone. Gives for each whether it is finite; one that is not leaves its conversation as it was.
+  std::vector<bool> extend_together(const Input& input, const std::vector<Conversation*>& conversations,
+                                    const std::vector<float*>& outs);
+
   float surprisal_of(std::int32_t token) const;  // by the logits
 
   void truncate(int length);
@@ -64,6 +70,9 @@ class Decoder {
   static constexpr int kChunk = 128;  // tokens at a time
 
  private:
+  static constexpr int kHeadTiles = 32;  // of the head at a time, for several tokens: the logits then stay in the cache
+  static constexpr int kHeadRows = kHeadTiles * kTileRows;
+
   // One matrix input as int8 in one group size and centre.
   struct Form {
     Form(int rows, int columns, int group, int centre);
@@ -90,7 +99,18 @@ class Decoder {
   Activation activation(Input8& input, const Packed& w) const;
   void quantize(Input8& input, int columns, Range rows) const;
 
+  bool extend_alone(const Input& input, Conversation& conversation, float* out);
   void run_chunk(const Input& input, float* surprisal, bool wants_logits);
+  // The slot of its own that token t of the run under way gets.
+  struct Place {
+    KvCache& cache;
+    int slot;
+  };
+  Place place_of(int t) const {
+    if (together_ == nullptr) return {*cache_, length_ + t};
+    const Conversation& own = *(*together_)[static_cast<std::size_t>(t)];
+    return {*own.cache, own.length};
+  }
   void prepare_angles(int n);
   void embed(const Input& input, Stream& stream, Range rows);
   void run_layer(int index, int n, int member);
@@ -101,12 +121,14 @@ class Decoder {
   struct Pieces {  // of the slots that one token attends to
     int first_slot, first, count;
   };
-  Pieces pieces_of(int index) const;
+  Pieces pieces_of(int index, int slot) const;
   void fetch_slots(int index, int member);
   void fetch_weights(const Packed& w, int n, int member, int unit = 1) const;
   void attend_together(int index, int member);
   void attend_apart(int index, int n, int member);
-  void merge(int head, int pieces, float* out) const;
+  void attend_each(int index, int n, int member);
+  void attend_piece(int index, int t, int kv, const Pieces& pieces, int piece, const Stream& stream, Query* queries);
+  void merge(const Query* queries, int stride, int pieces, float* out) const;
   void add(Stream& stream, const Floats& bias, const Floats& post_norm, Range rows);
   void normalise(Stream& stream, const Floats& norm, Range rows) const;
   void feed_forward(const Layer<Packed>& layer, Stream& stream, int n, int member);
@@ -114,6 +136,9 @@ class Decoder {
   void finish_last(int n, int member);
   void finish_all(const Input& input, float* surprisal, int member);
   void score(const Input& input, int begin, int end, int member);
+  void finish_each(int n, const std::vector<float*>& outs, int member);
+  bool settle(int t, Conversation& conversation, float* out) const;
+  float* head_block(int begin, int end, int n, int member);
   void cap_logits(float* row) const;
 
   Stream& stream_of(int n, int member) { return n == 1 ? own_[static_cast<std::size_t>(member)] : shared_; }
@@ -133,6 +158,7 @@ class Decoder {
   const int value_stride_, logit_stride_, head_blocks_, gate_unit_;
   int length_ = 0;
   bool has_logits_ = false;
+  const std::vector<Conversation*>* together_ = nullptr;  // whose rows they are, in a run of several
 
   Stream shared_;
   std::vector<Stream> own_;
@@ -143,7 +169,8 @@ class Decoder {
   Floats logit_rows_, chosen_logits_;  // (members, kChunk, rows of some tiles), (kChunk)
   Floats log_sums_;                    // (kChunk, head_blocks_)
   const int seats_;             // query heads that a member attends to at a time, of several tokens
-  std::vector<Query> queries_;  // (members, seats); of one token (pieces of the slots, heads)
+  const int most_pieces_;       // of the slots
+  std::vector<Query> queries_;  // (members, seats); of one token (pieces, heads); of rows (members, pieces, group)
   Floats outputs_;              // (as many, value_stride)
 };
 

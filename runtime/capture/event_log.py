@@ -29,14 +29,12 @@ from edgemem.runtime.capture.event_pruning import (
     reconcile,
 )
 from edgemem.runtime.capture.event_row import (
-    CAPTION_CHARACTERS,
     COLUMNS,
     KINDS,
     LARGEST_ID,
     OUTCOMES,
     event_of,
     kept,
-    kept_text,
     row_of,
 )
 from edgemem.runtime.capture.frame_folder import FrameFolder
@@ -144,13 +142,6 @@ class EventLog:
             number = self._connection.execute(_INSERT, row_of(event)).lastrowid
             self._frame_bytes += size
             return replace(event, id=number or 0)
-
-    def set_caption(self, number: int, caption: str) -> None:
-        """Say of an event's frame what it shows. Raises SettingsError where there is no event of that id."""
-        with self._turn("the caption cannot be written", writes=True):
-            values = (kept_text(caption, CAPTION_CHARACTERS), _checked_id(number))
-            if not self._connection.execute("UPDATE events SET caption = ? WHERE id = ?", values).rowcount:
-                raise SettingsError("there is no such event", where=self.folder, got=number)
 
     def find(self, number: int) -> Event | None:
         """The event of that id; None where there is none, or none any more."""

@@ -4,7 +4,8 @@
 
 messages: every message is cut at its first byte, then, sent again over a new link, at its second, and so on to the end
 of its reply; before some, the greeting of the new link is cut at every byte too. links: each link is cut a byte later
-than the one before, and lasts until then. local: the same, and the device goes on alone meanwhile.
+than the one before, and lasts until then. local: the same, and the device goes on alone meanwhile. silences: as local,
+but the link stays open and nothing arrives any more.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,13 @@ from edgemem.runtime.native_engine import NativeEngine
 from edgemem.runtime.package import Package
 from edgemem.runtime.sampling import Sampler, Sampling
 from edgemem.split.coder import coder_of
-from edgemem.split.frames import Hello, Message
+from edgemem.split.frames import Hello, Message, Welcome
 from edgemem.split.history import History
 from edgemem.split.identity import own_identity
-from edgemem.split.link import Link
+from edgemem.split.opening import dial_to
 from edgemem.split.peers import Device, PeerFile, Server
 from edgemem.split.remote_back import RemoteBack
-from edgemem.split.remote_session import RemoteSession, Wire
+from edgemem.split.remote_session import Dial, RemoteSession, Wire
 from edgemem.split.roll import Roll
 from edgemem.split.server import ServerSettings
 from edgemem.split.shaping import Faults, ShapingProxy, shaped
@@ -46,6 +47,7 @@ from edgemem.split.switching import SwitchSettings
 
 SPLIT, CAPACITY = 1, 64
 SETTINGS = SwitchSettings(deadline_s=10.0, patience_s=600.0, first_retry_s=1e-4, last_retry_s=1e-4)
+HASTY = replace(SETTINGS, connect_s=0.1, deadline_s=0.1, prompt_deadline_s=0.1)
 _S = 10.0
 _AROUND = 48  # bytes at the end of a greeting that are always cut: some that are sent unasked come a little later
 _WHOLE_GREETINGS = (0, 1, 9)  # messages before which the greeting is cut as well
@@ -60,17 +62,20 @@ class Count:
 
 
 class LinkCuts:
-    """Dials the server; each link is cut `stride` bytes after the place of the one before, the first at once."""
+    """Dials the server; each link is cut `stride` bytes after the place of the one before, the first at once.
 
-    def __init__(self, proxy: ShapingProxy, open_link: Callable[[Hello], Link], stride: int) -> None:
-        self.count, self._proxy, self._open_link, self._stride = Count(), proxy, open_link, stride
-        self._place = 0
+    silent: it falls silent instead.
+    """
 
-    def dial(self, asked: Hello) -> Wire:
-        self._proxy.faults = Faults(cut_after=self._place)
+    def __init__(self, proxy: ShapingProxy, dial: Dial, stride: int, *, silent: bool = False) -> None:
+        self.count, self._proxy, self._dial, self._stride = Count(), proxy, dial, stride
+        self._place, self.silent = 0, silent
+
+    def dial(self) -> Wire:
+        self._proxy.faults = Faults(stall_after=self._place) if self.silent else Faults(cut_after=self._place)
         self._place += self._stride
         self.count.links += 1
-        return self._open_link(asked)
+        return self._dial()
 
     @property
     def over(self) -> bool:
@@ -80,16 +85,15 @@ class LinkCuts:
 class MessageCuts(LinkCuts):
     """The same, and when a message is through, the next is cut from its first byte on."""
 
-    def __init__(self, proxy: ShapingProxy, open_link: Callable[[Hello], Link], stride: int, messages: int) -> None:
-        super().__init__(proxy, open_link, stride)
+    def __init__(self, proxy: ShapingProxy, dial: Dial, stride: int, messages: int, asked: Hello) -> None:
+        super().__init__(proxy, dial, stride)
         self._messages = messages
-        self._greeting = 0  # its bytes
+        with closing(dial()) as link:
+            link.greet(asked, deadline_s=_S)
+        self._greeting = proxy.up_bytes + proxy.down_bytes
 
-    def dial(self, asked: Hello) -> Wire:
-        if not self._greeting:
-            self._open_link(asked).close()
-            self._greeting = self._proxy.up_bytes + self._proxy.down_bytes
-        return _OneMessage(super().dial(asked), self._came_through)
+    def dial(self) -> Wire:
+        return _OneMessage(super().dial(), self._came_through)
 
     @property
     def over(self) -> bool:
@@ -106,8 +110,14 @@ class MessageCuts(LinkCuts):
 class _OneMessage:
     """A link that is over after one message."""
 
+    welcome: Welcome
+
     def __init__(self, link: Wire, came_through: Callable[[], None]) -> None:
-        self._link, self._came_through, self.welcome = link, came_through, link.welcome
+        self._link, self._came_through = link, came_through
+
+    def greet(self, hello: Hello, *, deadline_s: float) -> Welcome:
+        self.welcome = self._link.greet(hello, deadline_s=deadline_s)
+        return self.welcome
 
     def call(self, message: Message, *, deadline_s: float) -> Message:
         reply = self._link.call(message, deadline_s=deadline_s)
@@ -150,13 +160,13 @@ def say(engine: Engine, turn: int, between: Callable[[], None] = lambda: None) -
 def talk(package: Package, cuts: LinkCuts, *, local: bool, turn: int = 0) -> Count:
     """From this turn on, until the cuts are over. Raises AssertionError where one is not as without them."""
     model = package.model
-    session = RemoteSession(cuts.dial, hello(bytes(16), model.layers, split=SPLIT, capacity=CAPACITY), model.vocabulary)
+    session = RemoteSession(cuts.dial, asked_of(package), model.vocabulary)
     back = RemoteBack(
         session,
         History(coder_of(model, SPLIT, EXACT)),
         capacity=CAPACITY,
         local=local_back(package, SPLIT) if local else None,
-        settings=SETTINGS,
+        settings=HASTY if cuts.silent else SETTINGS,
     )
 
     def return_to_the_server() -> None:
@@ -174,8 +184,12 @@ def talk(package: Package, cuts: LinkCuts, *, local: bool, turn: int = 0) -> Cou
     return cuts.count
 
 
+def asked_of(package: Package) -> Hello:
+    return hello(bytes(16), package.model.layers, split=SPLIT, capacity=CAPACITY)
+
+
 @contextmanager
-def served(package: Path, folder: Path, *, tls: bool) -> Iterator[tuple[ShapingProxy, Callable[[Hello], Link]]]:
+def served(package: Path, folder: Path, *, tls: bool) -> Iterator[tuple[ShapingProxy, Dial]]:
     """A server behind a proxy, and how to reach it."""
     identity = own_identity(folder / "device", "device") if tls else None
     there = own_identity(folder / "server", "server") if tls else None
@@ -185,12 +199,15 @@ def served(package: Path, folder: Path, *, tls: bool) -> Iterator[tuple[ShapingP
     certificate = None if there is None else there.certificate
     with serving(package, [SPLIT], ServerSettings(slots=CAPACITY), roll) as running, shaped(running.port) as proxy:
         server = Server("home", "127.0.0.1", proxy.port, certificate)
-        yield proxy, lambda asked: Link.open(server, asked, identity=identity, timeout_s=_S)
+        yield proxy, dial_to(server, identity)
+
+
+HOWS = ("messages", "links", "local", "silences")
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is to be cut. how: messages, links or local. turn: the first of the talk."""
+    """What is to be cut. how: messages, links, local or silences. turn: the first of the talk."""
 
     how: str
     stride: int = 1
@@ -201,7 +218,7 @@ class Part:
 
 ALL = (
     *(Part("messages", turn=turn) for turn in (0, 7, 14, 21)),
-    *(Part(how, tls=tls) for how in ("links", "local") for tls in (False, True)),
+    *(Part(how, tls=tls) for how in ("links", "local", "silences") for tls in (False, True)),
     Part("messages", messages=10, tls=True),
 )
 
@@ -213,12 +230,12 @@ def run(part: Part) -> str:
         model = plain_model(hidden=16, heads=1, kv_heads=1, intermediate=32)  # few bytes a message
         path = runnable_package(folder / "small.edgemem", model, same_precision(model, "fp16"))
         package = opened.enter_context(Package.open(path))
-        proxy, open_link = opened.enter_context(served(path, folder, tls=part.tls))
+        proxy, dial = opened.enter_context(served(path, folder, tls=part.tls))
         if part.how == "messages":
-            cuts: LinkCuts = MessageCuts(proxy, open_link, part.stride, part.messages)
+            cuts: LinkCuts = MessageCuts(proxy, dial, part.stride, part.messages, asked_of(package))
         else:
-            cuts = LinkCuts(proxy, open_link, part.stride)
-        count = talk(package, cuts, local=part.how == "local", turn=part.turn)
+            cuts = LinkCuts(proxy, dial, part.stride, silent=part.how == "silences")
+        count = talk(package, cuts, local=part.how in ("local", "silences"), turn=part.turn)
     took_s = time.perf_counter() - begin_s
     cut = f", {count.messages} messages cut at {count.bytes} bytes" if count.messages else ""
     over = " over TLS" if part.tls else ""
@@ -227,7 +244,7 @@ def run(part: Part) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("how", nargs="?", choices=("messages", "links", "local"), default="messages")
+    parser.add_argument("how", nargs="?", choices=HOWS, default="messages")
     parser.add_argument("--stride", type=int, default=7, help="bytes from one cut to the next (7)")
     parser.add_argument("--messages", type=int, default=50)
     parser.add_argument("--tls", action="store_true", help="a device that has paired")

@@ -21,7 +21,6 @@ from edgemem.runtime.native_engine import NativeEngine
 from edgemem.runtime.package import Package
 from edgemem.runtime.sampling import Sampler, Sampling
 from edgemem.split.codec import CodecSettings
-from edgemem.split.frames import Hello
 from edgemem.split.listener import Listener
 from edgemem.split.opening import dial_to, open_split_engine
 from edgemem.split.peers import Server
@@ -45,11 +44,12 @@ def main(path: Path) -> None:
         )
         asyncio.run_coroutine_threadsafe(listener.start(), loop).result(20)
         server = Server("fleet", "127.0.0.1", listener.port, None)
-        reach, dialled = dial_to(server, None), []
+        reach = dial_to(server, None)
+        dialled: list[Wire] = []
 
-        def dial(hello: Hello) -> Wire:
-            dialled.append(hello)
-            return reach(hello)
+        def dial() -> Wire:
+            dialled.append(reach())
+            return dialled[-1]
 
         engine, _ = open_split_engine(
             package, 1, dial, version="test", codec=CodecSettings("fp32"), capacity=128, threads=1

@@ -15,28 +15,25 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cut_split import CAPACITY, SPLIT, served
+from cut_split import CAPACITY, SPLIT, asked_of, served
 from runnable_packages import plain_model, runnable_package, same_precision
 from split_conversation import EXACT, local_back, some_tokens, split_engine
-from split_servers import hello
 
 from edgemem.runtime.engine import Engine, route_of
 from edgemem.runtime.native_engine import NativeEngine
 from edgemem.runtime.package import Package
 from edgemem.runtime.sampling import Sampler, Sampling
 from edgemem.split.coder import coder_of
-from edgemem.split.frames import Hello
 from edgemem.split.history import History
-from edgemem.split.link import Link
 from edgemem.split.remote_back import RemoteBack
-from edgemem.split.remote_session import RemoteSession
+from edgemem.split.remote_session import Dial, RemoteSession
 from edgemem.split.shaping import Faults, Shape, ShapingProxy
 from edgemem.split.switching import SwitchSettings
 
@@ -46,11 +43,12 @@ _PROMPTS, _TOKENS = 2, 8
 
 @dataclass(frozen=True)
 class Weather:
-    """A link. shapes: in turn, each for a while. stall_after: bytes of a connection until it falls silent."""
+    """A link. shapes: in turn, each for a while. faults: of each connection. flaps: all are reset at each change."""
 
     name: str
     shapes: tuple[Shape, ...] = (Shape(),)
-    stall_after: int | None = None
+    faults: Faults = Faults()  # noqa: RUF009 - it is frozen
+    flaps: bool = False
 
 
 WEATHERS = (
@@ -60,7 +58,11 @@ WEATHERS = (
     Weather("pauses of 0.2 s", (Shape(), Shape(), Shape(delay_s=0.2))),
     Weather("pauses of 0.8 s", (Shape(), Shape(), Shape(delay_s=0.8))),
     Weather("jitter", tuple(Shape(delay_s=delay_ms / 1e3) for delay_ms in (1, 60, 5, 140, 20, 90))),
-    Weather("silent after 9000 bytes", stall_after=9000),
+    Weather("steps of bandwidth", tuple(Shape(bits_per_s) for bits_per_s in (1e9, 1e6, 64e3, 16e3))),
+    Weather("silent after 9000 bytes", faults=Faults(stall_after=9000)),
+    Weather("silent from the first byte", faults=Faults(stall_after=0)),
+    Weather("reset after 4000 bytes", faults=Faults(cut_after=4000)),
+    Weather("comes and goes", flaps=True),
 )
 
 
@@ -74,8 +76,10 @@ def changing(proxy: ShapingProxy, weather: Weather) -> Iterator[None]:
             proxy.shape = shape
             if over.wait(0.15):
                 return
+            if weather.flaps:
+                proxy.cut()
 
-    proxy.faults, proxy.shape = Faults(stall_after=weather.stall_after), weather.shapes[0]
+    proxy.faults, proxy.shape = weather.faults, weather.shapes[0]
     thread = threading.Thread(target=change)
     thread.start()
     try:
@@ -109,11 +113,10 @@ class Said:
         return tokens
 
 
-def remote(package: Package, open_link: Callable[[Hello], Link]) -> RemoteBack:
+def remote(package: Package, dial: Dial) -> RemoteBack:
     model = package.model
-    asked = hello(bytes(16), model.layers, split=SPLIT, capacity=CAPACITY)
     back = RemoteBack(
-        RemoteSession(open_link, asked, model.vocabulary),
+        RemoteSession(dial, asked_of(package), model.vocabulary),
         History(coder_of(model, SPLIT, EXACT)),
         capacity=CAPACITY,
         local=local_back(package, SPLIT),
@@ -125,14 +128,14 @@ def remote(package: Package, open_link: Callable[[Hello], Link]) -> RemoteBack:
 
 def run(package: Path, folder: Path, seconds: float) -> Iterator[str]:
     """A line for each weather. Raises AssertionError where the text is another."""
-    with Package.open(package) as opened, served(package, folder, tls=True) as (proxy, open_link):
+    with Package.open(package) as opened, served(package, folder, tls=True) as (proxy, dial):
         alone = Said()
         with closing(NativeEngine(opened, capacity=CAPACITY, threads=1)) as whole:
             wanted = [alone.answer(whole, prompt) for prompt in range(_PROMPTS)]
         yield f"deadline {SETTINGS.deadline_s * 1e3:.0f} ms; here a token takes {max(alone.pauses_s) * 1e3:.1f} at most"
         for weather in WEATHERS:
             said = Said()
-            with closing(split_engine(opened, SPLIT, remote(opened, open_link))) as engine, changing(proxy, weather):
+            with closing(split_engine(opened, SPLIT, remote(opened, dial))) as engine, changing(proxy, weather):
                 for prompt in prompts(seconds):
                     if said.answer(engine, prompt) != wanted[prompt]:
                         raise AssertionError(f"{weather.name}: the text is not as without it")

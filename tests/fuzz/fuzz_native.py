@@ -49,6 +49,8 @@ def _plan(kind: int, group: int, minimum: bool, **shape: Any) -> bytes:
             "state": [1, 16, 16],
             "sampler": [40, 1.0, 3, 0.9, -2.0, 1.1, 7, 0],
             "limit": 4,
+            "together": [1, 20, 2],
+            "results": [40, 40, 40],
         }
     ).encode()
 
@@ -103,6 +105,8 @@ def _run(plan: Any) -> None:
     ids, _, _ = decoder.decode(sampler, -1, plan["limit"], 5.0, True)
     if not all(0 <= token < decoder_vocabulary(plan) for token in ids):
         raise AssertionError(f"tokens {ids}")
+    conversations = [decoder.conversation(capacity) for capacity in plan["together"]]
+    decoder.extend_together(conversations, tokens, None, [_zeros(size, np.float32) for size in plan["results"]])
     decoder.close()
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from edgemem.profiles.plain import printable
+from edgemem.profiles.table import markdown_table
 from edgemem.tools.hands.clip_scores import HAND_CLASSES, ClipFigures, Ranking, SubsetFigures
 from edgemem.tools.hands.dataset import Clip, Dataset
 from edgemem.tools.hands.settings import TrainSettings
@@ -103,5 +104,4 @@ def _tier_lines(clips: Sequence[Clip], settings: TrainSettings) -> list[str]:
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    safe = [[printable(cell).replace("|", "\\|") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in (headers, ["---"] * len(headers), *safe)]
+    return markdown_table(headers, [[printable(cell) for cell in row] for row in rows]).splitlines()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from edgemem.profiles.table import markdown_table
 from edgemem.profiles.units import number_text
 from edgemem.tools.memory_eval.measures import MEASURES, Arm, Kind, Measure, Verdict, arms_of
 from edgemem.tools.memory_eval.record import Result
@@ -35,9 +36,8 @@ class Table:
     note: str = ""
 
     def markdown(self) -> str:
-        lines = [self.headers, tuple("---" for _ in self.headers), *self.rows]
-        body = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-        return f"## {self.title}\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
+        note = f"\n{self.note}\n" if self.note else ""
+        return f"## {self.title}\n\n{markdown_table(self.headers, self.rows)}{note}"
 
 
 def part_tables(results: Sequence[Result]) -> list[Table]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgemem.profiles.table import markdown_table
 from edgemem.profiles.units import size_text
 from edgemem.tools.bench import compare
 from edgemem.tools.peers.workload import SpeedTest
@@ -107,8 +108,7 @@ def decode_figures(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    lines = [HEADERS, ("---",) * len(HEADERS), *(row.cells() for row in rows)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return markdown_table(HEADERS, [row.cells() for row in rows])
 
 
 def comma_separated(rows: Sequence[Row]) -> str:

@@ -63,10 +63,6 @@ class DeviceCamera:
         self._stream: DeviceStream | None = None
         self._checksum, self._equal = 0, 0  # of the last picture, and how many were equal up to it
 
-    @property
-    def is_awake(self) -> bool:
-        return self._stream is not None
-
     def take(self, at_s: float) -> Picture:
         """The picture of now. Raises DeviceError if the camera is missing, in use, unplugged or frozen; it is closed
         then, and the next picture begins with opening it."""

@@ -1,4 +1,4 @@
-"""The folder where keys and paired peers lie: its owner's alone, written atomically, by one process at a time."""
+"""A folder for keys, and for whom we trust: its owner's alone, written atomically, by one process at a time."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def one_writer(folder: Path) -> Iterator[None]:
 
 def _check(status: os.stat_result, path: Path) -> None:
     if status.st_uid != os.geteuid():
-        raise FileError("a key or a list of peers belongs to another user", where=path, got=f"user {status.st_uid}")
+        raise FileError("a private file belongs to another user", where=path, got=f"user {status.st_uid}")
     if status.st_mode & 0o077:
         raise FileError(
-            "a key or a list of peers is open to others",
+            "a private file is open to others",
             where=path,
             got=stat.filemode(status.st_mode),
             do=f"chmod go= {path}",
