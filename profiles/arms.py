@@ -10,6 +10,7 @@ from typing import Any
 from edgemem.kernels.native import native
 from edgemem.profiles.floors import KV_FORMATS
 from edgemem.profiles.settings import Graphs
+from edgemem.runtime.cuda_support import cuda_support
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ class ProfiledEngine:
 ENGINES: Mapping[str, ProfiledEngine] = {
     "native": ProfiledEngine((Arm("default"),), tuple(KV_FORMATS["native"])),
     "onnx": ProfiledEngine((Arm("default"),), tuple(KV_FORMATS["onnx"])),
+    "cuda": ProfiledEngine(
+        (
+            Arm("eager", {"mode": "eager"}, graphs=False),
+            Arm("graph", {"mode": "graph"}, graphs=True),
+            Arm("graph+pdl", {"mode": "graph+pdl"}, graphs=True),
+        ),
+        tuple(KV_FORMATS["cuda"]),
+    ),
 }
 
 
@@ -57,4 +66,13 @@ def missing_reason(engine: str) -> str | None:
         return "the native kernels were not built"
     if engine == "onnx" and find_spec("onnxruntime") is None:
         return "onnxruntime is not installed"
+    if engine == "cuda":
+        return _missing_gpu()
     return None
+
+
+def _missing_gpu() -> str | None:
+    support = cuda_support()
+    if support.usable:
+        return None
+    return "there is no NVIDIA GPU" if support.obstacle is None else f"the GPU cannot be used: {support.obstacle.what}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Protocol
 
 from edgemem.kernels.native import MemorySweep
 from edgemem.runtime.errors import BudgetError
@@ -16,6 +17,29 @@ _CPUS = Path("/sys/devices/system/cpu")
 _TIMES_CACHE = 8  # a sweep over this many times the last-level cache hardly meets what the one before left there
 _LEAST_BYTES = 64 << 20
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+class Sweeping(Protocol):
+    """A buffer that is read or copied as often as asked: bytes a second of each pass."""
+
+    def read(self, passes: int) -> list[float]: ...
+    def copy(self, passes: int) -> list[float]: ...
+
+
+def open_engine_sweep(engine: str, threads: int) -> Sweeping:
+    """Over the memory that the engine of this name reads. Raises BudgetError where there is no room for the buffer."""
+    if engine != "cuda":
+        return open_sweep(threads)
+    from edgemem.kernels.cuda.sweep import DeviceSweep, sweep_bytes
+    from edgemem.runtime.cuda_budget import available_gpu_memory
+
+    free = available_gpu_memory()
+    try:
+        return DeviceSweep(sweep_bytes(free))
+    except (ValueError, RuntimeError) as error:
+        raise BudgetError(
+            "the GPU's bandwidth cannot be measured", got=error, wanted=f"room in {free:,} bytes"
+        ) from error
 
 
 def open_sweep(threads: int) -> MemorySweep:
@@ -31,12 +55,13 @@ def open_sweep(threads: int) -> MemorySweep:
         raise BudgetError("the memory bandwidth cannot be measured", got=error, wanted=wanted) from error
 
 
-def measured_bandwidth(threads: int) -> float:
-    """Bytes a second of the best of ten read-only sweeps by `threads` threads; takes a fraction of a second.
+def measured_bandwidth(threads: int, engine: str = "native") -> float:
+    """Bytes a second of the best of ten read-only sweeps, by `threads` threads, of the memory that the engine of this
+    name reads; takes a fraction of a second.
 
     Raises BudgetError where there is no memory for the sweep.
     """
-    return max(open_sweep(threads).read(10))
+    return max(open_engine_sweep(engine, threads).read(10))
 
 
 def last_level_cache_bytes(cpus: Path = _CPUS) -> int:

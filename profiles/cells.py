@@ -49,8 +49,9 @@ def enumerate_cells(
     for target in targets:
         for context in settings.contexts:
             for engine in settings.engines:
-                reason = missing(engine) or _too_long(target, context, settings.steps)
-                keys = tuple(_keys(settings, target, engine, context, threads))
+                absent = missing(engine)
+                reason = absent or _too_long(target, context, settings.steps)
+                keys = tuple(_keys(settings, target, engine, context, threads, is_there=absent is None))
                 if reason is None:
                     groups.append(Group(target.name, engine, context, keys))
                 else:
@@ -58,8 +59,11 @@ def enumerate_cells(
     return groups, skipped
 
 
-def _keys(settings: ProfileSettings, target: Target, engine: str, context: int, threads: int) -> list[CellKey]:
-    if engine not in ENGINES:
+def _keys(
+    settings: ProfileSettings, target: Target, engine: str, context: int, threads: int, *, is_there: bool
+) -> list[CellKey]:
+    """One for each arm; one alone for an engine that is not there."""
+    if not is_there:
         return [CellKey(target.name, engine, "", context, threads, settings.kv or "")]
     profiled = ENGINES[engine]
     kv = profiled.kv(settings.kv)

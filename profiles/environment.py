@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from edgemem.profiles.bandwidth import last_level_cache_bytes
-from edgemem.profiles.perf_counters import find_counter
+from edgemem.profiles.nvml import open_gpu
+from edgemem.profiles.perf_counters import MemoryCounter, find_counter
 from edgemem.profiles.plain import printable
 from edgemem.profiles.recognition import Recognised
 from edgemem.profiles.record import DeviceRecord
 from edgemem.profiles.sysfs import read_text
-from edgemem.profiles.telemetry import Reader
+from edgemem.profiles.telemetry import Reader, Sample
 from edgemem.profiles.telemetry_cpu import CpuReader
 from edgemem.profiles.telemetry_jetson import JetsonReader
 from edgemem.profiles.unavailable import Unavailable
@@ -40,9 +42,40 @@ def processor_reader(root: Path = Path("/")) -> Reader:
     return JetsonReader(root) if "nvidia,tegra" in compatible else CpuReader(root)
 
 
-def device_record(recognised: Recognised, reader: Reader, root: Path = Path("/")) -> DeviceRecord:
+@contextmanager
+def engine_reader(engine: str, root: Path = Path("/")) -> Iterator[Reader]:
+    """The same of what the engine of this name runs on."""
+    processor = processor_reader(root)
+    if engine != "cuda" or isinstance(processor, JetsonReader):
+        yield processor
+        return
+    with open_gpu() as gpu:
+        yield _Silent(gpu.reason) if isinstance(gpu, Unavailable) else gpu
+
+
+def engine_counter(engine: str) -> MemoryCounter | Unavailable:
+    """What counts the bytes that the engine of this name reads from memory."""
+    return Unavailable("a GPU's memory counters need its profiler (ncu)") if engine == "cuda" else find_counter()
+
+
+@dataclass(frozen=True)
+class _Silent:
+    """A reader of nothing. source: why."""
+
+    source: str
+
+    def read(self) -> Sample:
+        return Sample()
+
+
+def device_record(
+    recognised: Recognised,
+    reader: Reader,
+    root: Path = Path("/"),
+    counter: MemoryCounter | Unavailable | None = None,
+) -> DeviceRecord:
     """Reads once from `reader`, and tries the memory's counters, to learn which quantities there are."""
-    device, sample, counter = recognised.device, reader.read(), find_counter(root)
+    device, sample, counter = recognised.device, reader.read(), counter or find_counter(root)
     quantities = {
         "power": sample.power_w is not None or sample.energy_j is not None,
         "temperature": sample.temperature_c is not None,

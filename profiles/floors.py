@@ -49,6 +49,7 @@ class KvFormat:
 KV_FORMATS: dict[str, dict[str, KvFormat]] = {
     "native": {"fp16": KvFormat(2), "int8": KvFormat(1, 4)},
     "onnx": {"fp32": KvFormat(4)},
+    "cuda": {"fp16": KvFormat(2), "bf16": KvFormat(2), "int8": KvFormat(1, 4), "fp8": KvFormat(1)},
 }
 
 

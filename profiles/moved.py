@@ -25,17 +25,22 @@ def moved_bytes(
     whose lines the new key touches. Query heads that share a KV head read it together.
     onnx (ONNX Runtime's CPU provider): scales, sums of codes and minima in float32, float matrices in float32 as a
     whole; every query head reads keys and values for itself, which the cache may serve, and a window saves nothing.
+    cuda: matrices as stored, rows of float ones in whole loads of 16 bytes; query heads that share a KV head read it
+    together.
     Raises SettingsError for another engine or kind of cache.
     """
     kept = kv_format(engine, kv)
     stored = model_step(model, precision, slots, kept).weight_bytes
-    held = _native_matrix if engine == "native" else _onnx_matrix
+    held = {"native": _native_matrix, "onnx": _onnx_matrix, "cuda": _cuda_matrix}[engine]
     added = 0
     for name, (rows, columns) in model.matrices():
         if name != "embedding" or model.tied_head:
             added += held(precision(name), rows, columns) - precision(name).bytes_for(rows, columns)
     if engine == "native":
         return Traffic(stored + added, *_native_cache(model, slots, kept))
+    if engine == "cuda":
+        useful = model_step(model, precision, slots, kept)
+        return Traffic(stored + added, useful.kv_read_bytes, useful.kv_write_bytes)
     element = model.layers * 2 * model.head_dim * kept.element_bytes
     return Traffic(stored + added, element * model.heads * slots, element * model.kv_heads)
 
@@ -49,6 +54,11 @@ def _onnx_matrix(precision: Precision, rows: int, columns: int) -> int:
         return rows * columns * _FLOAT
     numbers_a_group = 3 if precision.minimum else 2
     return rows * columns * precision.bits // 8 + rows * (columns // precision.group) * numbers_a_group * _FLOAT
+
+
+def _cuda_matrix(precision: Precision, rows: int, columns: int) -> int:
+    lanes = 128 // precision.bits
+    return precision.bytes_for(rows, columns if precision.quantized else -(-columns // lanes) * lanes)
 
 
 def _native_cache(model: ModelSpec, slots: int, kv: KvFormat) -> tuple[int, int]:

@@ -17,15 +17,14 @@ from itertools import count
 
 import numpy as np
 
-from edgemem.kernels.native import MemorySweep
 from edgemem.profiles.arms import ENGINES
-from edgemem.profiles.bandwidth import open_sweep
+from edgemem.profiles.bandwidth import Sweeping, open_engine_sweep
 from edgemem.profiles.cells import SETTLE_STEPS, WARM_STEPS, block_sizes, slots_needed
-from edgemem.profiles.environment import processor_reader
+from edgemem.profiles.environment import engine_counter, engine_reader
 from edgemem.profiles.floors import engine_step, footprint_bytes
 from edgemem.profiles.job import ArmResult, Job
 from edgemem.profiles.moved import moved_bytes
-from edgemem.profiles.perf_counters import MemoryCounter, find_counter
+from edgemem.profiles.perf_counters import MemoryCounter
 from edgemem.profiles.plain import from_plain, printable, to_plain
 from edgemem.profiles.process import private_stdout
 from edgemem.profiles.processor_time import ProcessorTime, processor_time, share_of_others
@@ -80,9 +79,11 @@ class _Shared:
 def main() -> None:
     channel = private_stdout()
     job = from_plain(Job, json.load(sys.stdin))
-    instruments = Instruments(time.perf_counter, processor_reader(), find_counter(), processor_time)
-    for result in measure(job, instruments):
-        print(json.dumps(to_plain(result), allow_nan=False), file=channel, flush=True)
+    engine = job.keys[0].engine
+    with engine_reader(engine) as reader:
+        instruments = Instruments(time.perf_counter, reader, engine_counter(engine), processor_time)
+        for result in measure(job, instruments):
+            print(json.dumps(to_plain(result), allow_nan=False), file=channel, flush=True)
 
 
 def measure(job: Job, instruments: Instruments) -> list[ArmResult]:
@@ -95,7 +96,7 @@ def measure(job: Job, instruments: Instruments) -> list[ArmResult]:
         package = stack.enter_context(Package.open(job.package, verify=False))  # the profiler has verified it
         if package_sha256(package.manifest) != job.sha256:
             raise PackageError("the package changed while it was profiled", where=job.package, do="begin anew")
-        sweep = open_sweep(job.keys[0].threads)
+        sweep = open_engine_sweep(job.keys[0].engine, job.keys[0].threads)
         for arm in arms:
             with _failing(arm):
                 _prepare(arm, package, job, instruments.clock)
@@ -122,7 +123,7 @@ def _prepare(arm: _Arm, package: Package, job: Job, clock: Callable[[], float]) 
 
 
 def _take_turns(
-    arms: list[_Arm], job: Job, sweep: MemorySweep, instruments: Instruments
+    arms: list[_Arm], job: Job, sweep: Sweeping, instruments: Instruments
 ) -> tuple[list[Sweep], list[Sweep]]:
     """All blocks, in an order drawn anew for each round; the sweeps and copies made before, between and after them."""
     order, draw = count(), random.Random(f"{job.seed}/{job.number}")

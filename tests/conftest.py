@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import interpreted_cuda  # noqa: F401  # before whatever imports triton
 import pytest
 from hypothesis import settings
 from tiny_models import tiny_folder

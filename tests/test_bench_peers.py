@@ -141,7 +141,7 @@ def test_a_row_reads_as_llama_benchs_do() -> None:
 def test_markdown_has_as_many_columns_in_every_line() -> None:
     lines = markdown([_ROW, _FAILED]).splitlines()
     assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {len(HEADERS) + 1}
+    assert {line.replace("\\|", "").count("|") for line in lines} == {len(HEADERS) + 1}
 
 
 def test_comma_separated_values_are_plain_numbers() -> None:

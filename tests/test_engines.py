@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from interpreted_cuda import INTERPRETED
 from numpy.typing import NDArray
+from plan_engines import plan_engine
 from runnable_packages import plain_model, rich_model, runnable_package, same_precision
 
 from edgemem.runtime.engine import Engine
@@ -27,9 +30,11 @@ CAPACITY = 64
 TOLERANCE = {
     "onnx": {"plain": 1e-5, "rich": 5e-2, "single": 1e-5},
     "native": {"plain": 2e-3, "rich": 5e-2, "single": 2e-3},
+    "cuda": {"plain": 2e-3, "rich": 5e-2, "single": 2e-3},
+    "tensorrt": {"plain": 5e-3, "rich": 5e-2, "single": 5e-3},
     "split": {"plain": 2e-3, "rich": 5e-2, "single": 2e-3},
 }
-KV_BYTES = {"onnx": 4, "native": 2, "split": 2}
+KV_BYTES = {"onnx": 4, "native": 2, "cuda": 2, "tensorrt": 2, "split": 2}
 Open = Callable[..., Engine]
 
 
@@ -55,14 +60,21 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pac
         package.close()
 
 
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("graphs")
+
+
 @pytest.fixture(params=[*ENGINES, "split"])
-def open_(request: pytest.FixtureRequest, packages: dict[str, Package]) -> Iterator[Open]:
+def open_(request: pytest.FixtureRequest, packages: dict[str, Package], graphs: Path) -> Iterator[Open]:
     """Opens an engine of the kind under test by the package's name, and closes it in the end."""
     opened: list[Engine] = []
 
     def open_one(name: str, **settings: Any) -> Engine:
         settings = {"capacity": CAPACITY, "threads": 1, **settings}
-        if request.param != "split":
+        if request.param == "tensorrt":
+            opened.append(plan_engine(packages[name], graphs, **settings))
+        elif request.param != "split":
             opened.append(open_engine(packages[name], request.param, **settings))
         elif "layers" in settings:
             pytest.skip("a split engine is all layers")
@@ -92,6 +104,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def some_tokens(count: int, seed: int = 0) -> NDArray[np.int32]:
     return np.random.default_rng(seed).integers(0, 97, count).astype(np.int32)
+
+
+def few(engine: Engine, count: int) -> int:
+    """How many tokens to decode: `count`, but two in Triton's interpreter, where a step takes a second. Longer runs of
+    the cuda engine are in test_cuda_engine.py."""
+    return 2 if engine.name == "cuda" and INTERPRETED else count
 
 
 def logits_of(engine: Engine, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -204,13 +222,14 @@ def test_a_state_comes_back_bit_for_bit_and_goes_on_alike(open_: Open, kind: str
     engine, other = open_(kind), open_(kind)
     engine.extend(some_tokens(30))
     state = engine.state()
-    going_on = [token.id for token in engine.decode(Sampler(Sampling()), 10)]
+    count = few(engine, 10)
+    going_on = [token.id for token in engine.decode(Sampler(Sampling()), count)]
     other.extend(some_tokens(44, seed=2))
     other.restore(state)
     again = other.state()
     for name in ("keys", "values", "logits"):
         np.testing.assert_array_equal(getattr(again, name), getattr(state, name))
-    assert [token.id for token in other.decode(Sampler(Sampling()), 10)] == going_on
+    assert [token.id for token in other.decode(Sampler(Sampling()), count)] == going_on
 
 
 def test_a_state_of_another_shape_is_refused(open_: Open) -> None:
@@ -228,23 +247,25 @@ def test_a_state_of_another_shape_is_refused(open_: Open) -> None:
 def test_decoding_is_extending_by_the_likeliest_token(open_: Open, kind: str) -> None:
     engine, stepped = open_(kind), open_(kind)
     engine.extend(some_tokens(9))
-    decoded = [token.id for token in engine.decode(Sampler(Sampling()), 12)]
+    count = few(engine, 12)
+    decoded = [token.id for token in engine.decode(Sampler(Sampling()), count)]
     wanted, logits = [], logits_of(stepped, some_tokens(9))
-    for _ in range(12):
+    for _ in range(count):
         wanted.append(int(logits.argmax()))
         logits = logits_of(stepped, np.array(wanted[-1:], dtype=np.int32))
     assert decoded == wanted
-    assert engine.length == 9 + 11  # the last token is not consumed
+    assert engine.length == 9 + count - 1  # the last token is not consumed
 
 
 def test_a_closed_decode_has_consumed_all_but_the_last_token(open_: Open) -> None:
     engine = open_("plain")
     engine.extend(some_tokens(9))
     decoding = engine.decode(Sampler(Sampling()), 12)
-    for _ in range(5):
+    count = few(engine, 5)
+    for _ in range(count):
         next(decoding)
     decoding.close()
-    assert engine.length == 9 + 4
+    assert engine.length == 9 + count - 1
 
 
 def test_decoding_stops_when_the_slots_run_out(open_: Open) -> None:
@@ -276,7 +297,7 @@ def test_surprisal_is_minus_the_log_probability(open_: Open, kind: str) -> None:
 def test_surprisal_of_decoded_tokens_is_that_of_extending_by_them(open_: Open, kind: str) -> None:
     engine, other = open_(kind), open_(kind)
     engine.extend(some_tokens(9))
-    decoded = list(engine.decode(Sampler(Sampling(temperature=1.0, seed=3)), 8, surprisal=True))
+    decoded = list(engine.decode(Sampler(Sampling(temperature=1.0, seed=3)), few(engine, 8), surprisal=True))
     other.extend(some_tokens(9))
     wanted = other.extend(np.array([token.id for token in decoded], dtype=np.int32), surprisal=True).surprisal
     assert wanted is not None

@@ -146,7 +146,7 @@ def test_what_cannot_run_is_a_row_and_without_any_other_the_status_is_1(
     assert main(["profile", *words]) == 1
     out = capsys.readouterr().out
     assert out.startswith("nothing was measured: ")
-    assert "skipped: this version has no cuda engine" in out
+    assert "skipped: there is no NVIDIA GPU" in out
     assert "slots" in out
 
 

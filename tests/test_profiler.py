@@ -101,7 +101,7 @@ def test_every_cell_is_measured_or_says_why_not(whole: tuple[Outcome, Path, list
         ("native", 9000, "skipped"),
     ]
     reasons = [cell.reason for cell in record.cells if cell.reason]
-    assert reasons[0] == "this version has no cuda engine"
+    assert reasons[0] == "there is no NVIDIA GPU"
     assert "9034" in reasons[1]
     assert "512 slots" in reasons[1]
     assert [(step.done, step.total, bool(step.doing)) for step in seen] == [(done, 4, done < 4) for done in range(5)]

@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemem.kernels.native import native
 from edgemem.profiles.bandwidth import measured_bandwidth
 from edgemem.profiles.floors import floors_at
 from edgemem.runtime.engine import Engine
 from edgemem.runtime.errors import EdgememError
 from edgemem.runtime.machine import usable_cores
-from edgemem.runtime.open import default_engine, open_engine
+from edgemem.runtime.open import open_engine
 from edgemem.runtime.package import Package
 from edgemem.runtime.sampling import Sampler, Sampling
 from edgemem.tools.conditions import conditions
@@ -39,7 +40,7 @@ from edgemem.tools.targets import Target, print_targets
 from edgemem.tools.waits import compile_seconds, help_seconds, import_seconds
 
 _RESAMPLES = 10_000
-_ENGINES = ("onnx", "native") if default_engine() == "native" else ("onnx",)
+_ENGINES = ("onnx", "native") if native() is not None else ("onnx",)
 _SIDES = (*_ENGINES, "genai")
 _FIGURES = {"first token": "first_token_ms", "each token after": "token_ms"}
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -52,6 +53,7 @@ class _Version(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status."""
     debug = os.environ.get("EDGEMEM_DEBUG") == "1"
+    warnings.formatwarning = _one_line
     try:
         with _interrupted_by_sigterm():
             settle_streams()
@@ -66,6 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 143 if isinstance(stop, _Terminated) else 130
     except Exception as error:  # noqa: BLE001 - the last door: what is not known below is a bug, and is shown as one
         return _failure(error, debug=debug)
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as a person reads it, without the line of source that gave it."""
+    return f"edgemem: {message}\n"
 
 
 def _failure(error: Exception, *, debug: bool) -> int:

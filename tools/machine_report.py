@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemem.profiles.cpu_model import cpu_model
+from edgemem.runtime.cuda_support import CudaSupport, cuda_support
 from edgemem.tools.source import cache_folder
 from edgemem.tools.versions import version_of
 
@@ -33,6 +34,7 @@ class Library:
 
 
 _REINSTALL = "pip install edgemem-runtime"
+_GPU = 'pip install "edgemem-runtime[gpu]"'
 _COMPILE = 'pip install "edgemem-runtime[compile]"'
 LIBRARIES = (
     Library("numpy", ("numpy",), "run", _REINSTALL),
@@ -45,8 +47,15 @@ LIBRARIES = (
     Library("onnx", ("onnx",), "compile", _COMPILE),
     Library("gguf", ("gguf",), "compile", _COMPILE),
     Library("onnxruntime_genai", ("onnxruntime-genai",), "bench, to compare with", "pip install onnxruntime-genai"),
-    Library("torch", ("torch",), "tests only", "pip install torch"),
-    Library("tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "nothing yet", "pip install tensorrt"),
+    Library("torch", ("torch",), "cuda engine", _GPU),
+    Library("triton", ("triton",), "cuda engine", _GPU),
+    Library(
+        "tensorrt",
+        ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        "tensorrt engine, on its own GPU",
+        "pip install tensorrt",
+    ),
+    Library("tensorrt_rtx", ("tensorrt_rtx",), "tensorrt engine", 'pip install "edgemem-runtime[tensorrt]"'),
 )
 
 
@@ -56,7 +65,7 @@ def machine_report() -> dict[str, Any]:
         library.module: version_of(*library.distributions) or "installed" if find_spec(library.module) else None
         for library in LIBRARIES
     }
-    gpus = nvidia_gpus()
+    gpus, support = nvidia_gpus(), cuda_support()
     report: dict[str, Any] = {
         "edgemem": version_of("edgemem-runtime"),
         "python": platform.python_version(),
@@ -65,7 +74,7 @@ def machine_report() -> dict[str, Any]:
         "gpus": gpus,
         "libraries": libraries,
         "providers": _providers() if libraries["onnxruntime"] else [],
-        "engines": _engines(libraries),
+        "engines": _engines(libraries, support),
         "native_kernels": find_spec("edgemem.kernels._native") is not None,
         "cache": {"path": str(cache_folder()), "free_bytes": _free_bytes(cache_folder())},
     }
@@ -74,7 +83,7 @@ def machine_report() -> dict[str, Any]:
 
         report["cpu"]["usable_cores"] = usable_cores()
         report["memory_available_bytes"] = available_memory()
-    report["missing"] = _missing(report)
+    report["missing"] = _missing(report, support)
     report["ready"] = all(libraries[library.module] for library in LIBRARIES if library.required)
     return report
 
@@ -99,7 +108,7 @@ def nvidia_gpus() -> list[dict[str, str]]:
     return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
 
 
-def _missing(report: dict[str, Any]) -> list[dict[str, str]]:
+def _missing(report: dict[str, Any], support: CudaSupport) -> list[dict[str, str]]:
     missing = [
         {"what": library.module, "needed_for": library.needed_for, "add": library.add}
         for library in LIBRARIES
@@ -108,6 +117,9 @@ def _missing(report: dict[str, Any]) -> list[dict[str, str]]:
     if not report["native_kernels"]:
         add = "install a C++ compiler, then pip install --force-reinstall --no-binary :all: --no-deps edgemem-runtime"
         missing.append({"what": "native kernels", "needed_for": "native engine, exact bandwidth", "add": add})
+    if support.obstacle is not None:
+        what, add = support.obstacle
+        missing.append({"what": what, "needed_for": "cuda engine", "add": add})
     if report["gpus"] and f"CUDA{_PROVIDER_SUFFIX}" not in report["providers"]:
         add = "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
         missing.append({"what": "onnxruntime's CUDA provider", "needed_for": "run on the GPU", "add": add})
@@ -124,10 +136,18 @@ def _providers() -> list[str]:
         return []
 
 
-def _engines(libraries: dict[str, str | None]) -> dict[str, str | None]:
-    """Each engine with what it runs on: the native one's fastest instruction set, or a version; None where missing."""
+def _engines(libraries: dict[str, str | None], support: CudaSupport) -> dict[str, str | None]:
+    """Each engine with what it runs on: the native one's fastest instruction set, a version, a GPU; None where it
+    cannot run."""
     built = find_spec("edgemem.kernels._native") is not None
-    return {"native": _native_path() if built else None, "onnx": libraries["onnxruntime"]}
+    gpu = support.gpu.name if support.gpu is not None and support.usable else None
+    tensorrt = libraries["tensorrt"] or libraries["tensorrt_rtx"]
+    return {
+        "native": _native_path() if built else None,
+        "onnx": libraries["onnxruntime"],
+        "cuda": gpu,
+        "tensorrt": tensorrt if gpu else None,
+    }
 
 
 def _native_path() -> str | None:

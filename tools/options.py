@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from edgemem.runtime.session import Session
 
 _CONTEXT_HELP = "KV slots (default: the package's context, at most 4096)"
+_ENGINE_HELP = (
+    "cuda (default on an NVIDIA GPU that it can use), native (default where its kernels were built), onnx, or tensorrt "
+    "(wants a plan: edgemem compile --engine tensorrt)"
+)
 _PROVIDERS_HELP = f"comma-separated, of {', '.join(SHORT_NAMES)}, or ONNX Runtime's names (default: cpu)"
 
 
@@ -39,9 +43,9 @@ def add_engine(parser: argparse.ArgumentParser, *, context: str = _CONTEXT_HELP)
         default=os.environ.get("EDGEMEM_THREADS") or None,
         help="default: EDGEMEM_THREADS, else the physical cores",
     )
-    group.add_argument("--engine", metavar="NAME", help="native (default where its kernels were built) or onnx")
+    group.add_argument("--engine", metavar="NAME", help=_ENGINE_HELP)
     group.add_argument("--providers", type=names, metavar="LIST", help=_PROVIDERS_HELP)
-    group.add_argument("--kv", metavar="KIND", help="keys and values of the native engine: fp16 (default) or int8")
+    group.add_argument("--kv", metavar="KIND", help="keys and values of native and cuda: fp16 (default) or int8")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

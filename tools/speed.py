@@ -27,7 +27,7 @@ class Speed:
     def measured(self) -> Speed:
         """The same with the read bandwidth, measured now where there is memory for that."""
         try:
-            return replace(self, read_bandwidth=measured_bandwidth(self.threads))
+            return replace(self, read_bandwidth=measured_bandwidth(self.threads, self.engine))
         except BudgetError:
             return self
 

@@ -16,11 +16,13 @@ def version_of(*names: str) -> str | None:
     return None
 
 
-def run_versions() -> dict[str, str | None]:
-    """What a reported speed depends on."""
+def run_versions(*, gpu: bool = False) -> dict[str, str | None]:
+    """What a reported speed depends on. gpu: with what the cuda engine is made of."""
+    libraries = ("torch", "triton") if gpu else ()
     return {
         "edgemem": version_of("edgemem-runtime"),
         "onnxruntime": version_of("onnxruntime", "onnxruntime-gpu"),
         "numpy": version_of("numpy"),
         "python": platform.python_version(),
+        **{name: version_of(name) for name in libraries},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from edgemem.runtime.errors import EngineError
 from edgemem.runtime.memory.memory import Memory
 from edgemem.runtime.store import Store
 
@@ -37,7 +38,11 @@ class SnapshotKeeper:
         if position is None:
             return
         mark = self._clock()
-        self._store.snapshot(position, engine.state(), {})
+        try:
+            state = engine.state()
+        except EngineError:  # it has ended, and its memory with it: the journal has everything
+            return
+        self._store.snapshot(position, state, {})
         self._ended = self._clock()
         self._took_s = self._ended - mark
         self._position, self._length = now

@@ -125,7 +125,7 @@ def _step(args: argparse.Namespace, manifest: Manifest) -> dict[str, Any]:
         from edgemem.profiles.bandwidth import measured_bandwidth
         from edgemem.runtime.machine import usable_cores
 
-        bandwidth = measured_bandwidth(usable_cores())
+        bandwidth = measured_bandwidth(usable_cores(), engine)
     return {
         "engine": engine,
         "context": args.context,

@@ -71,7 +71,7 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="default: EDGEMEM_THREADS, else the physical cores",
     )
-    grid.add_argument("--kv", choices=("fp16", "int8"), help="keys and values of the native engine (fp16)")
+    grid.add_argument("--kv", choices=("fp16", "int8"), help="keys and values of native and cuda (fp16)")
     grid.add_argument("--seed", type=_whole, default=0, metavar="N", help="of prompt, order and random weights (0)")
 
 
@@ -136,21 +136,30 @@ def _settings(args: argparse.Namespace) -> ProfileSettings:
 
 
 def _environment(args: argparse.Namespace) -> Environment:
-    """Of the processor, which is what the engines that there are run on."""
+    """Of the GPU for the cuda engine, which is profiled by itself, else of the processor."""
     from dataclasses import replace
     from datetime import datetime, timezone
 
+    from edgemem.profiles.arms import missing_reason
     from edgemem.profiles.devices import DeviceTable
-    from edgemem.profiles.environment import Environment, device_record, processor_reader
+    from edgemem.profiles.environment import Environment, device_record, engine_counter, engine_reader
     from edgemem.profiles.recognition import recognise
+    from edgemem.runtime.errors import SettingsError
     from edgemem.tools.versions import run_versions
 
+    there = [engine for engine in args.engines if missing_reason(engine) is None]
+    if "cuda" in there and len(there) > 1:
+        do = "--engines cuda in a run of its own; edgemem profile compare sets two records side by side"
+        raise SettingsError("the engines do not read the same memory", got=", ".join(there), wanted="cuda alone", do=do)
+    engine = "cuda" if "cuda" in there else "native"
     table = DeviceTable.load(args.devices)
-    recognised = recognise(table, processor="cpu")
+    recognised = recognise(table, processor="gpu" if engine == "cuda" else "cpu")
     if args.device is not None:
         recognised = replace(recognised, device=table.named(args.device), reasons=())
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Environment(now, run_versions(), device_record(recognised, processor_reader()))
+    with engine_reader(engine) as reader:
+        device = device_record(recognised, reader, counter=engine_counter(engine))
+    return Environment(now, run_versions(gpu=engine == "cuda"), device)
 
 
 def _show(now: Progress, bar: Callable[[str, float], None]) -> None:
