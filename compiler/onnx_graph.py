@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from edgemem.runtime.errors import EngineError
 from edgemem.runtime.tensor_file import TensorEntry
 
-FLOAT, FLOAT16, BFLOAT16, UINT8, INT32, INT64, DOUBLE = 1, 10, 16, 2, 6, 7, 11  # onnx.TensorProto.DataType
+# onnx.TensorProto.DataType
+FLOAT, FLOAT16, BFLOAT16, UINT8, INT8, INT32, INT64, DOUBLE, INT4 = 1, 10, 16, 2, 3, 6, 7, 11, 22
 CONTRIB = "com.microsoft"
 _DTYPES = {"F32": FLOAT, "F16": FLOAT16, "BF16": BFLOAT16, "U8": UINT8}
 _OPSET, _IR_VERSION = 21, 10  # the newest that ONNX Runtime 1.23 reads in full
@@ -92,29 +93,28 @@ class OnnxGraph:
 
     def weight(self, names: Sequence[str], shape: Sequence[int] | None = None) -> str:
         """An initializer over the bytes of adjacent tensors, stacked along axis 0 or seen as `shape`."""
-        from onnx import StringStringEntryProto, TensorProto
-
         entries = [self._entry(name) for name in names]
         if shape is None:
             shape = (sum(entry.shape[0] for entry in entries), *entries[0].shape[1:])
         name = f"{'+'.join(names)}:{'x'.join(map(str, shape))}"
         if name not in self._initializers:
-            tensor = TensorProto(
-                name=name,
-                data_type=_DTYPES[entries[0].dtype],
-                dims=shape,
-                data_location=TensorProto.EXTERNAL,
-            )
-            start, stop = entries[0].start, entries[-1].stop
-            for key, value in (("location", self._location), ("offset", start), ("length", stop - start)):
-                tensor.external_data.append(StringStringEntryProto(key=key, value=str(value)))
-            self._initializers[name] = tensor
+            self.external(name, _DTYPES[entries[0].dtype], shape, entries[0].start, entries[-1].stop)
+        return name
+
+    def external(self, name: str, dtype: int, shape: Sequence[int], start: int, stop: int) -> str:
+        """An initializer over the bytes [start, stop) of the file that the graph points into."""
+        from onnx import StringStringEntryProto, TensorProto
+
+        tensor = TensorProto(name=name, data_type=dtype, dims=shape, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", self._location), ("offset", start), ("length", stop - start)):
+            tensor.external_data.append(StringStringEntryProto(key=key, value=str(value)))
+        self._initializers[name] = tensor
         return name
 
     def weight_shape(self, name: str) -> tuple[int, ...]:
         return self._entry(name).shape
 
-    def write(self, path: Path, producer: str) -> None:
+    def write(self, path: Path, producer: str, opset: int = _OPSET) -> None:
         """Write the graph to `path`. It opens only beside the weights file."""
         from onnx import helper
 
@@ -123,7 +123,10 @@ class OnnxGraph:
         )
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", _OPSET), helper.make_opsetid(CONTRIB, 1)],
+            opset_imports=[
+                helper.make_opsetid(domain, 1 if domain == CONTRIB else opset)
+                for domain in sorted({node.domain for node in self._nodes})
+            ],
             ir_version=_IR_VERSION,
             producer_name=producer,
         )

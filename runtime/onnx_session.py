@@ -24,8 +24,10 @@ _WINDOW = b"\x0a\x11local_window_size"  # AttributeProto.name
 _WINDOW_FIXED = (1, 24)  # up to 1.23 GroupQueryAttention did not count the token itself
 
 
-def open_session(graph: Path, *, providers: Sequence[str], threads: int) -> Any:
+def open_session(graph: Path, *, providers: Sequence[str], threads: int, content: bytes | None = None) -> Any:
     """An onnxruntime.InferenceSession that runs on the first of `providers`.
+
+    content: of the graph, where it was read and checked already; its data lie in the folder of `graph`.
 
     Raises EngineError if a provider is missing or does not start, or the graph does not open.
     """
@@ -37,12 +39,12 @@ def open_session(graph: Path, *, providers: Sequence[str], threads: int) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    source: str | bytes = str(graph)
-    if _version(onnxruntime.__version__) < _WINDOW_FIXED:
-        content = graph.read_bytes()
-        if _WINDOW in content:
-            source = shorten_windows(content)
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
+    if content is None and _version(onnxruntime.__version__) < _WINDOW_FIXED:
+        old = graph.read_bytes()
+        content = shorten_windows(old) if _WINDOW in old else None
+    if content is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
+    source: str | bytes = str(graph) if content is None else content
     try:
         # Its fallback would print to stdout and go on with the CPU.
         session = onnxruntime.InferenceSession(source, options, providers=list(providers), enable_fallback=False)

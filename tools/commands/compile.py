@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgemem.tools import tensorrt_compile
 from edgemem.tools.options import file_path, positive
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--offline", action="store_true", help="do not download SOURCE")
     parser.add_argument("--json", action="store_true", help="print one object with the path and the quality")
+    tensorrt_compile.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
     from edgemem.tools.source import package_in_cache
 
     _require_libraries()
+    if args.engine is not None:
+        return tensorrt_compile.run(args)
+    if args.target is not None or args.sign:
+        args.usage_error("--target and --sign are for --engine tensorrt")
     if args.check_tokens < 0 or args.check_tokens == 1:
         args.usage_error("--check-tokens is 0 or at least 2")
     source = locate_checkpoint(args.source, offline=args.offline, quiet=args.json)
