@@ -8,6 +8,7 @@ from pathlib import Path
 from edgemem.runtime.engine_inputs import context_slots, layer_range, setting
 from edgemem.runtime.engine_plan import check_data, check_record, plan_name, read_plan, read_record
 from edgemem.runtime.machine import usable_cores
+from edgemem.runtime.onnx_plugins import PLUGINS, plugin_devices
 from edgemem.runtime.onnx_session import check_providers, import_onnxruntime
 from edgemem.runtime.package import ENGINES_FOLDER, Package
 from edgemem.runtime.plan_buffers import PlanBuffers
@@ -33,7 +34,10 @@ def open_onnx_plan(
     Raises SettingsError for a value out of range, EngineError where a provider or the graph is missing, or the graph is
     not one that this device trusts.
     """
-    check_providers(providers, import_onnxruntime().get_available_providers())
+    onnxruntime = import_onnxruntime()
+    check_providers(providers, onnxruntime.get_available_providers())
+    if providers[0] in PLUGINS:
+        plugin_devices(onnxruntime, providers[0])  # before memory of its device is asked for
     layers = layer_range(layers, package)
     if capacity is not None:
         context_slots(capacity, package)

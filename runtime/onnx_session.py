@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemem.runtime.errors import EngineError, SettingsError
+from edgemem.runtime.onnx_plugins import PLUGINS, plugin_devices
 
 _WHEELS = {
     "CUDAExecutionProvider": "onnxruntime-gpu",
@@ -18,8 +19,8 @@ _WHEELS = {
     "DmlExecutionProvider": "onnxruntime-directml",
     "OpenVINOExecutionProvider": "onnxruntime-openvino",
     "MIGraphXExecutionProvider": "onnxruntime-migraphx",
+    "QNNExecutionProvider": "onnxruntime-qnn",
 }
-_PLUGINS = ("NvTensorRTRTXExecutionProvider", "QNNExecutionProvider")  # wheels that only register a library
 _WINDOW = b"\x0a\x11local_window_size"  # AttributeProto.name
 _WINDOW_FIXED = (1, 24)  # up to 1.23 GroupQueryAttention did not count the token itself
 
@@ -45,9 +46,13 @@ def open_session(graph: Path, *, providers: Sequence[str], threads: int, content
     if content is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
     source: str | bytes = str(graph) if content is None else content
+    named: dict[str, Any] = {"providers": list(providers)}
+    if providers[0] in PLUGINS:  # what such a one cannot run goes to the CPU
+        options.add_provider_for_devices(plugin_devices(onnxruntime, providers[0]), {})
+        named = {}
     try:
         # Its fallback would print to stdout and go on with the CPU.
-        session = onnxruntime.InferenceSession(source, options, providers=list(providers), enable_fallback=False)
+        session = onnxruntime.InferenceSession(source, options, **named, enable_fallback=False)
     except Exception as problem:  # onnxruntime raises classes of its own that share only Exception
         do = "recompile the package; if that does not help, try another provider or version of onnxruntime"
         raise EngineError("ONNX Runtime cannot open the graph", where=graph, got=problem, do=do) from problem
@@ -88,12 +93,23 @@ def import_onnxruntime() -> Any:
 
 
 def check_providers(wanted: Sequence[str], available: Sequence[str]) -> None:
-    """Raises SettingsError for an empty list, EngineError naming the wheel that brings a missing provider."""
+    """Raises SettingsError for an empty list or a plugin among others, EngineError naming a missing one's wheel.
+
+    Whether a plugin is there is seen when it is registered.
+    """
     if isinstance(wanted, str):
         raise SettingsError("providers are one text", got=repr(wanted)[:80], wanted=f"a list: [{wanted!r}]"[:80])
     if not wanted:
         raise SettingsError("no execution provider was named", wanted=", ".join(available))
+    if wanted[0] in PLUGINS and set(wanted[1:]) <= {"CPUExecutionProvider"}:
+        return
     for provider in wanted:
+        if provider in PLUGINS:
+            raise SettingsError(
+                "a provider that is a plugin goes with the CPU's alone, and first",
+                got=", ".join(wanted),
+                wanted=provider,
+            )
         if provider not in available:
             raise EngineError(
                 "this onnxruntime has no such execution provider",
@@ -104,8 +120,6 @@ def check_providers(wanted: Sequence[str], available: Sequence[str]) -> None:
 
 
 def _advice(provider: str) -> str:
-    if provider in _PLUGINS:
-        return "choose another: providers that are plugin libraries are not built yet"
     return f"pip install {_WHEELS[provider]}" if provider in _WHEELS else "choose one of those"
 
 

@@ -299,9 +299,10 @@ def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.model
 @pytest.mark.timeout(3600)
-def test_smollm2_builds_whole(smollm2_package: Path, keys: Path) -> None:
+@pytest.mark.parametrize("target", ["sm86", "sm120"])
+def test_smollm2_builds_whole(smollm2_package: Path, keys: Path, target: str) -> None:
     with Package.open(smollm2_package) as package:
-        record, _ = built(package, plan_shape(package.model, (0, 30), 512, (512,)), "sm86", keys)
+        record, _ = built(package, plan_shape(package.model, (0, 30), 512, (512,)), target, keys)
         weights = package.manifest.files[WEIGHTS_FILE].bytes
     assert 0.98 < record.plan_bytes / weights < 2  # the embedding is there twice: as the head's codes, and looked up
 
