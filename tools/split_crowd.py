@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("package", metavar="PACKAGE")
     parser.add_argument("--sessions", type=positive, default=64, metavar="N")
     parser.add_argument("--minutes", type=float, default=5.0, metavar="X")
+    parser.add_argument("--batch", type=positive, default=8, metavar="N", help="as split serve has it (8)")
     parser.add_argument("--at", type=positive, default=None, metavar="L", help="the split (half of the layers)")
     args = parser.parse_args(argv)
     args.model, args.usage_error = None, parser.error
@@ -58,15 +59,25 @@ def main(argv: list[str] | None = None) -> int:
     with Package.open(path) as package:
         split = args.at or package.model.layers // 2
         crowd = Crowd()
-        with _server(str(path), split, args.sessions) as (address, process):
+        with _server(str(path), split, args.sessions, args.batch) as (address, process):
             _talk_together(package, split, address, process, args.sessions, 60 * args.minutes, crowd)
-    print(json.dumps(_figures(crowd, args.sessions), indent=1))
+    print(json.dumps({"batch": args.batch, **_figures(crowd, args.sessions)}, indent=1))
     return 1 if crowd.problems else 0
 
 
 @contextmanager
-def _server(path: str, split: int, sessions: int) -> Iterator[tuple[Server, psutil.Process]]:
-    flags = ["--split", str(split), "--insecure-loopback", "--port", "0", "--connections", str(sessions)]
+def _server(path: str, split: int, sessions: int, batch: int) -> Iterator[tuple[Server, psutil.Process]]:
+    flags = [
+        "--split",
+        str(split),
+        "--insecure-loopback",
+        "--port",
+        "0",
+        "--connections",
+        str(sessions),
+        "--batch",
+        str(batch),
+    ]
     command = [sys.executable, "-c", _SERVE, "split", "serve", path, *flags]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
